@@ -1,0 +1,143 @@
+"""What a stage is: one declaration from which DVC, Kubeflow, the command line and the schema are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from plmsae.artifacts.manifest import Manifest
+from plmsae.params import Params
+
+Kind = Literal["sequences", "report", "activations", "sae", "result", "registration", "promotion"]
+Retry = Literal["none", "io", "gpu"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input port.
+
+    Attributes:
+        name: Name of the port, e.g. `activations`.
+        kind: The artifact type that it takes.
+        source: Id of the stage whose output it reads by default.
+    """
+
+    name: str
+    kind: Kind
+    source: str
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a task asks of a cluster: CPU cores, memory in GiB, number of GPUs, and how it is retried."""
+
+    cpu: int = 2
+    memory_gib: int = 8
+    gpu: int = 0
+    retry: Retry = "io"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A table that `dvc plots` draws: CSV file in the output, x column, y columns, and a title."""
+
+    file: str
+    x: str
+    y: tuple[str, ...]
+    title: str
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What the work function of a stage gets.
+
+    Attributes:
+        params: The stage's resolved parameters.
+        inputs: Input port -> verified folder.
+        manifests: Input port -> its manifest.
+        output: Empty folder to write into; it becomes the stage's output only when the function returns.
+        checkpoints: Folder that survives a kill and is met again only with equal parameters, inputs and code.
+        root: The working folder; paths in parameters are relative to it.
+    """
+
+    params: Any
+    inputs: Mapping[str, Path]
+    manifests: Mapping[str, Manifest]
+    output: Path
+    checkpoints: Path
+    root: Path
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a work function returns.
+
+    Attributes:
+        metrics: Flat snake_case name -> number; written to `metrics.json`. NaN and infinity are refused.
+        summary: One paragraph of Markdown for people; written to `summary.md`.
+    """
+
+    metrics: Mapping[str, float | int]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The declaration of a stage.
+
+    Attributes:
+        id: `name`, or `name@entry` for an entry of a suite (`evaluate@fidelity`); the DVC stage and KFP task.
+        summary: One line for `--help`, the reference page and the component.
+        params: The parameter model of its section.
+        inputs: Input ports.
+        kind: The artifact type of its one output folder.
+        run: Dotted path `module:function` of the work function, imported only when the stage runs.
+        code: Rooms and modules under `src/plmsae` that its numbers depend on (a test compares them to the imports).
+        resources: What it asks of a cluster.
+        source_files: Names of parameters that hold the path of a raw input file.
+        plots: Tables for `dvc plots`.
+        side_effects: True for a stage that acts on the registry: never taken from a cache.
+        tracked: True if its metrics and figures are logged to MLflow as a run of their own.
+    """
+
+    id: str
+    summary: str
+    params: type[Params]
+    kind: Kind
+    run: str
+    code: tuple[str, ...]
+    inputs: tuple[Input, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    source_files: tuple[str, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    side_effects: bool = False
+    tracked: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the stage: its folder under `components/` and `outputs/`."""
+        return self.id.partition("@")[0]
+
+    @property
+    def entry(self) -> str | None:
+        """The suite entry, e.g. `fidelity` of `evaluate@fidelity`."""
+        return self.id.partition("@")[2] or None
+
+    @property
+    def section(self) -> str:
+        """Dotted name of its section in `params.yaml`."""
+        return self.id.replace("@", ".")
+
+    @property
+    def output(self) -> Path:
+        """Its output folder, relative to the working folder."""
+        return Path("outputs", *self.id.split("@"))
+
+    def work(self) -> Callable[[StageContext], StageResult]:
+        """Import and return the work function."""
+        import importlib
+
+        module, _, function = self.run.partition(":")
+        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
