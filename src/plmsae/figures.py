@@ -1,0 +1,94 @@
+"""One style for every figure, and PNG bytes that depend on the numbers alone.
+
+Figures are made without pyplot: no global state, no display, safe in threads. `save_figure` leaves out the
+software and date fields of the PNG, so equal data give equal bytes (with the same matplotlib).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plmsae.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito 2008: distinguishable with every common colour vision and in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#5F6B7A"
+PANEL_INCHES = (4.6, 3.2)
+DOTS_PER_INCH = 130
+
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so that no machine falls back to another font
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "#222B36",
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E7EC",
+    "grid.linewidth": 0.8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": "#222B36",
+    "ytick.labelcolor": "#222B36",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "plmsae",
+}
+
+
+def new_figure(
+    num_rows: int = 1, num_columns: int = 1, *, panel: tuple[float, float] = PANEL_INCHES, title: str | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure in the house style.
+
+    Args:
+        num_rows: Rows of panels.
+        num_columns: Columns of panels.
+        panel: Width and height of one panel in inches.
+        title: Heading above all panels.
+
+    Returns:
+        The figure and its axes, row by row; lines take `COLORS` in order.
+    """
+    import matplotlib
+    from cycler import cycler
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLORS)}):
+        figure = Figure(figsize=(panel[0] * num_columns, panel[1] * num_rows), dpi=DOTS_PER_INCH, layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(num_rows, num_columns, squeeze=False)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure, list(grid.flat)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; its folder is made.
+
+    Raises:
+        UserError: The path does not end in `.png`.
+    """
+    import matplotlib
+
+    if path.suffix != ".png":
+        raise UserError(f"figures are written as PNG, not '{path.suffix}'", where=str(path), fix="name it *.png")
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())
