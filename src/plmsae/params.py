@@ -91,7 +91,9 @@ class ParamsFile:
         target = self.data
         for part in parts[:-1]:
             if not isinstance(target.setdefault(part, {}), dict):
-                raise UserError(f"'{part}' in override '{override}' is not a section", fix="name a key inside a section")
+                raise UserError(
+                    f"'{part}' in override '{override}' is not a section", fix="name a key inside a section"
+                )
             target = target[part]
         target[parts[-1]] = value
         self.lines.pop(tuple(parts), None)
@@ -171,7 +173,7 @@ def validate(
 def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     current: Any = model
     for part in path:
-        field = current.model_fields.get(part) if isinstance(current, type) else None
+        field = current.model_fields.get(part)
         current = field.annotation if field is not None else None
         if not (isinstance(current, type) and issubclass(current, BaseModel)):
             return []

@@ -116,7 +116,9 @@ def verify(folder: Path) -> Manifest:
         if name not in present:
             raise DataError(f"file '{name}' is missing", where=str(path), fix=fix)
         if path.stat().st_size != entry.num_bytes or sha256_file(path) != entry.sha256:
-            raise DataError(f"file '{name}' is corrupted: its sha256 differs from the manifest", where=str(path), fix=fix)
+            raise DataError(
+                f"file '{name}' is corrupted: its sha256 differs from the manifest", where=str(path), fix=fix
+            )
     unknown = sorted(present - set(manifest.files))
     if unknown:
         raise DataError(f"file '{unknown[0]}' is not in the manifest", where=str(folder / unknown[0]), fix=fix)

@@ -1,0 +1,46 @@
+"""`plmsae run STAGE`: run one stage of the pipeline with the parameters of `params.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+SUMMARY = "run one stage of the pipeline"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.add_argument("stage", help="stage id, e.g. train_sae or evaluate@concepts")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (params.yaml)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="PORT=FOLDER", help="read an input from elsewhere"
+    )
+    parser.add_argument("--output", type=Path, help="output folder (outputs/STAGE)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the stage; prints its summary, or with --json its metrics."""
+    from plmsae.errors import UserError
+    from plmsae.params import ParamsFile
+    from plmsae.stages import catalog
+    from plmsae.stages.execute import execute
+
+    stage = catalog.stage(args.stage)
+    file = ParamsFile(args.params, args.set)
+    file.check_sections(catalog.sections())
+    params = file.load(stage.params, stage.section)
+    inputs: dict[str, Path] = {}
+    for item in args.input:
+        port, separator, folder = item.partition("=")
+        if not separator:
+            raise UserError(f"--input '{item}' is not of the form port=folder", fix="--input activations=FOLDER")
+        inputs[port] = Path(folder)
+    result = execute(stage, params, root=Path.cwd(), inputs=inputs, output=args.output)
+    output = args.output or stage.output
+    if args.json:
+        print(json.dumps({"stage": stage.id, "output": str(output), "metrics": dict(result.metrics)}, sort_keys=True))
+    else:
+        print(f"{result.summary.strip()}\n-> {output}")
+    return 0

@@ -1,0 +1,212 @@
+"""The one wrapper around every stage.
+
+It resolves and verifies what goes in, lets the stage write into a temporary folder, checks and describes what came
+out, writes the manifest last and swaps the folder into place. A stage killed at any instant leaves the old complete
+output, the new one, or none; never a part. Checkpoints live under a hash of the resolved parameters, the input
+manifests and the code, so that a resumed run never meets other parameters.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import logging
+import math
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import plmsae
+from plmsae.artifacts.atomic import swap_folder, write_text
+from plmsae.artifacts.checksums import sha256_bytes, sha256_file, sha256_tree
+from plmsae.artifacts.manifest import MANIFEST_NAME, Manifest, list_files, manifest_sha256, verify, write_manifest
+from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError, did_you_mean
+from plmsae.params import Params, canonical_json
+from plmsae.stages.spec import Stage, StageContext, StageResult
+
+logger = logging.getLogger("plmsae")
+PACKAGE = Path(plmsae.__file__).parent
+STATE = Path(".plmsae")
+_VERSIONS = ("torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "litdata", "lightning", "mlflow")
+
+
+def execute(
+    stage: Stage,
+    params: Params,
+    *,
+    root: Path,
+    inputs: Mapping[str, Path] | None = None,
+    output: Path | None = None,
+) -> StageResult:
+    """Run a stage.
+
+    Args:
+        stage: Its declaration.
+        params: Its resolved parameters.
+        root: The working folder: raw files, `outputs/` and `.plmsae/` are relative to it.
+        inputs: Input port -> folder, for ports that are not read from `outputs/<source stage>`.
+        output: Output folder, by default `outputs/<stage>`.
+
+    Raises:
+        UserError: An unknown port or a missing raw file.
+        DataError: An input that is incomplete, corrupted or of another kind; a metric that is not finite.
+        TryAgainError: Another process runs the same stage here, or the source code changed meanwhile.
+    """
+    final = (root / (output or stage.output)).resolve()
+    state = root.resolve() / STATE
+    folders = _resolve_inputs(stage, root, inputs or {})
+    with _locked(state / "locks" / f"{stage.id}.lock", stage.id):
+        manifests = {port: _verified(stage, port, folder) for port, folder in folders.items()}
+        input_hashes = {port: manifest_sha256(folder) for port, folder in folders.items()}
+        sources = {name: sha256_file(_source_file(stage, params, name, root)) for name in stage.source_files}
+        code = code_sha256(stage)
+        key = sha256_bytes(
+            canonical_json(
+                {
+                    "params": json.loads(canonical_json(params)),
+                    "inputs": input_hashes,
+                    "sources": sources,
+                    "code": code,
+                    "stage": stage.id,
+                }
+            ).encode()
+        )
+        checkpoints = state / "checkpoints" / key[:32]
+        staging, trash = state / "staging" / stage.id, state / "trash" / stage.id
+        for folder in (staging, trash):
+            shutil.rmtree(folder, ignore_errors=True)
+        staging.mkdir(parents=True)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        logger.info("%s started", stage.id)
+        context = StageContext(
+            params=params, inputs=folders, manifests=manifests, output=staging, checkpoints=checkpoints, root=root
+        )
+        try:
+            result = stage.work()(context)
+            _write_result(staging, stage, result)
+            if code_sha256(stage) != code:
+                raise TryAgainError(f"the source code changed while '{stage.id}' was running", fix="run it again")
+            manifest = Manifest(
+                stage=stage.id,
+                kind=stage.kind,
+                params=json.loads(canonical_json(params)),
+                inputs=input_hashes,
+                source_files=sources,
+                environment={**environment(), "code_sha256": code},
+                files=list_files(staging),
+            )
+            write_manifest(staging, manifest)
+            swap_folder(staging, final, trash)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    if stage.tracked:
+        _track(stage, manifest, result, final, root)
+    logger.info("%s finished: %s", stage.id, final)
+    return result
+
+
+def environment() -> dict[str, str]:
+    """Versions and CPU capability that numbers may depend on; no host, time or path."""
+    found = {"python": platform.python_version(), "plmsae": plmsae.__version__, "machine": platform.machine()}
+    for name in _VERSIONS:
+        if name in sys.modules:
+            found[name] = importlib.metadata.version(name)
+    if "torch" in sys.modules:
+        import torch
+
+        found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+        found["threads"] = str(torch.get_num_threads())
+    return found
+
+
+def code_sha256(stage: Stage) -> str:
+    """Fingerprint of the source that a stage's numbers depend on."""
+    own = PACKAGE / "stages" / f"{stage.name}.py"
+    return sha256_tree([own, *(PACKAGE / name for name in stage.code)], PACKAGE)
+
+
+def _resolve_inputs(stage: Stage, root: Path, given: Mapping[str, Path]) -> dict[str, Path]:
+    known = {port.name: port for port in stage.inputs}
+    for name in given:
+        if name not in known:
+            raise UserError(f"stage '{stage.id}' has no input '{name}'", fix=did_you_mean(name, known))
+    folders = {}
+    for port in stage.inputs:
+        folder = Path(given.get(port.name, root / "outputs" / Path(*port.source.split("@"))))
+        if not (folder / MANIFEST_NAME).is_file():
+            raise UserError(
+                f"input '{port.name}' of '{stage.id}' is not there",
+                where=str(folder),
+                fix=f"run the stage that makes it (plmsae run {port.source}), or everything: dvc repro",
+            )
+        folders[port.name] = folder
+    return folders
+
+
+def _verified(stage: Stage, port: str, folder: Path) -> Manifest:
+    manifest = verify(folder)
+    kind = next(item.kind for item in stage.inputs if item.name == port)
+    if manifest.kind != kind:
+        raise UserError(
+            f"input '{port}' of '{stage.id}' must be of kind '{kind}', not '{manifest.kind}' (of '{manifest.stage}')",
+            where=str(folder),
+            fix="pass the output folder of the right stage",
+        )
+    return manifest
+
+
+def _source_file(stage: Stage, params: Params, name: str, root: Path) -> Path:
+    path = root / str(getattr(params, name))
+    if not path.is_file():
+        raise UserError(
+            f"file '{path}' does not exist",
+            where=f"{stage.section}.{name}",
+            fix="correct the path in params.yaml; the demo data come with: dvc pull data.dvc",
+        )
+    return path
+
+
+@contextmanager
+def _locked(path: Path, stage_id: str) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TryAgainError(
+                f"another process is running '{stage_id}' here", where=str(path), fix="wait until it has finished"
+            ) from error
+        yield
+
+
+def _write_result(folder: Path, stage: Stage, result: StageResult) -> None:
+    for name, value in result.metrics.items():
+        if not math.isfinite(value):
+            raise DataError(
+                f"metric '{name}' of '{stage.id}' is {value}",
+                fix="this is not a usable result; look at the stage's input",
+            )
+    write_text(folder / "metrics.json", json.dumps(dict(result.metrics), indent=1, sort_keys=True) + "\n")
+    write_text(folder / "summary.md", result.summary.strip() + "\n")
+
+
+def _track(stage: Stage, manifest: Manifest, result: StageResult, final: Path, root: Path) -> None:
+    """Log to MLflow; the output is complete already, so an unreachable server is a warning and not a failure."""
+    from plmsae.registry.tracking import log_stage_run
+
+    try:
+        log_stage_run(
+            stage_id=stage.id,
+            params=manifest.params,
+            metrics=result.metrics,
+            output=final,
+            root=root,
+            tags={"manifest_sha256": manifest_sha256(final), **{f"input.{k}": v for k, v in manifest.inputs.items()}},
+        )
+    except PlmsaeError as error:
+        logger.warning("%s is complete but was not logged to MLflow: %s", stage.id, error.problem)
