@@ -1,0 +1,156 @@
+"""One pass over activations that counts everything the concept scores need, for all thresholds at once.
+
+Each positive activation is put into the bin of the highest threshold that it exceeds. One sparse product with the
+labels gives, per concept, bin and latent, the number of labelled residues; a reverse cumulative sum over bins turns
+that into counts above each threshold. Instances are counted by the highest bin that any of their residues reaches.
+Counts of batches add up, so that activations of a whole split never need to be in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from plmsae.errors import DataError
+from plmsae.evaluation.residue_labels import Labels, Sparse, sums_by_row
+
+Int32s = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of n latents at T thresholds (activation > threshold) against C concepts.
+
+    Attributes:
+        true_positives: [C, T, n] labelled residues on which the latent is active.
+        hits: [C, T, n] annotation instances with at least one active residue.
+        active: [T, n] residues on which the latent is active.
+    """
+
+    true_positives: Int32s
+    hits: Int32s
+    active: NDArray[np.int64]
+
+
+class ConceptCounter:
+    """Adds up counts over batches of sequences.
+
+    Args:
+        num_concepts: C.
+        num_latents: n.
+        thresholds: T ascending thresholds, the lowest at least 0; compared in fp32, strictly.
+    """
+
+    def __init__(self, num_concepts: int, num_latents: int, thresholds: Sequence[float]) -> None:
+        self.thresholds = np.asarray(thresholds, dtype=np.float32)
+        if len(thresholds) == 0 or self.thresholds[0] < 0 or (np.diff(self.thresholds) <= 0).any():
+            raise ValueError(f"thresholds must ascend from at least 0, got {thresholds}")
+        self._shape = (num_concepts, len(thresholds), num_latents)
+        self._true_positives = np.zeros(self._shape, dtype=np.int32)
+        self._hits = np.zeros(self._shape, dtype=np.int32)
+        self._active = np.zeros(self._shape[1:], dtype=np.int64)
+
+    def add(self, activations: Sparse, labels: Labels) -> None:
+        """Count a batch.
+
+        Args:
+            activations: [R, n] CSR fp32, normalised; only stored values above 0 matter.
+            labels: Labels of the same residues.
+
+        Raises:
+            DataError: An activation is not a finite number.
+        """
+        _, num_thresholds, num_latents = self._shape
+        values = activations.data
+        if not np.isfinite(values).all():
+            raise DataError("an activation is not a finite number", fix="train the SAE again, or check the store")
+        bins = np.zeros(len(values), dtype=np.int64)
+        for threshold in self.thresholds:
+            bins += values > threshold
+        on = bins > 0
+        rows = np.repeat(np.arange(activations.shape[0]), np.diff(activations.indptr))[on]
+        bins, latents = bins[on] - 1, activations.indices[on].astype(np.int64)
+        pointers = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=activations.shape[0]))])
+        columns = bins * num_latents + latents
+        self._active += np.bincount(columns, minlength=num_thresholds * num_latents).reshape(self._active.shape)
+        binned = sparse.csr_matrix(
+            (np.ones(len(columns), dtype=np.int32), columns, pointers),
+            shape=(activations.shape[0], num_thresholds * num_latents),
+        )
+        _accumulate(self._true_positives, labels.residues.T.tocsr() @ binned)
+        _accumulate(self._hits, labels.membership @ self._highest_bins(bins, latents, pointers, labels))
+
+    def _highest_bins(
+        self, bins: NDArray[np.int64], latents: NDArray[np.int64], pointers: NDArray[np.int64], labels: Labels
+    ) -> Sparse:
+        """[A, T·n] CSR: 1 at the highest bin that each latent reaches within each annotation.
+
+        A sum does the work of a maximum: a residue in bin b weighs base^b with base above the number of residues of
+        any annotation, so that the order of magnitude of the sum is the highest bin.
+        """
+        _, num_thresholds, num_latents = self._shape
+        longest = int(np.diff(labels.annotations.indptr).max(initial=1))
+        digits = longest.bit_length()
+        weights = np.ldexp(1.0, digits * bins)
+        weighted = sparse.csr_matrix((weights, latents, pointers), shape=(len(pointers) - 1, num_latents))
+        reached = labels.annotations.astype(np.float64) @ weighted
+        highest = (np.frexp(reached.data)[1] - 1) // digits
+        columns = highest.astype(np.int64) * num_latents + reached.indices
+        return sparse.csr_matrix(
+            (np.ones(len(columns), dtype=np.int32), columns, reached.indptr),
+            shape=(reached.shape[0], num_thresholds * num_latents),
+        )
+
+    def result(self) -> Counts:
+        """The counts so far."""
+        return Counts(true_positives=_above(self._true_positives), hits=_above(self._hits), active=_above(self._active))
+
+
+def _accumulate(total: Int32s, batch: Sparse) -> None:
+    """Add a CSR [C, T·n] without duplicates to a dense [C, T, n]."""
+    width = batch.shape[1]
+    places = np.repeat(np.arange(batch.shape[0]) * width, np.diff(batch.indptr)) + batch.indices
+    total.reshape(-1)[places] += batch.data
+
+
+def _above(counts: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Counts per bin [..., T, n] -> counts above each threshold."""
+    return np.flip(np.cumsum(np.flip(counts, -2), axis=-2, dtype=counts.dtype), -2)
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Counts of S fixed predictors on each sequence, for bootstrapping over proteins.
+
+    Attributes:
+        true_positives: [num_rows, S] labelled residues that are predicted.
+        hits: [num_rows, S] annotation instances with at least one predicted residue.
+        active: [num_rows, S] predicted residues.
+    """
+
+    true_positives: NDArray[np.int64]
+    hits: NDArray[np.int64]
+    active: NDArray[np.int64]
+
+
+def count_rows(on: NDArray[np.bool_], concepts: NDArray[np.int64], labels: Labels) -> RowCounts:
+    """Counts per sequence of predictors that each speak for one concept.
+
+    Args:
+        on: [R, S] residues that each predictor marks.
+        concepts: [S] the concept of each predictor.
+        labels: Labels of the R residues.
+    """
+    marks = on.astype(np.int32)
+    labelled = labels.residues[:, concepts].toarray()
+    instances = labels.membership[concepts].T.toarray()
+    hit = (labels.annotations @ marks) > 0
+    return RowCounts(
+        true_positives=sums_by_row(marks * labelled, labels.row_starts),
+        hits=sums_by_row(hit * instances, labels.annotation_starts),
+        active=sums_by_row(marks, labels.row_starts),
+    )
