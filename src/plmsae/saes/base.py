@@ -1,0 +1,221 @@
+"""What every sparse autoencoder offers, whatever its architecture.
+
+Shapes: N tokens, d = d_model, n = dictionary_size, k = latents per token. Rows of `W_enc` and `W_dec` belong to one
+latent each (rows of `W_dec` are the atoms), which is the layout that gathering them wants.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from plmsae.errors import DataError, UserError, did_you_mean
+from plmsae.saes.config import SaeConfig
+
+KERNELS = ("auto", "reference")
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The loss of one batch.
+
+    Attributes:
+        total: Scalar to differentiate.
+        reconstruction: Squared error, summed over d and averaged over tokens (detached scalar).
+        aux: Auxiliary term before its weight (detached scalar; 0 where it does not apply).
+        counts: int64 [n], on how many tokens each latent was above zero.
+    """
+
+    total: Tensor
+    reconstruction: Tensor
+    aux: Tensor
+    counts: Tensor
+
+
+class SparseAutoencoder(nn.Module, ABC):
+    """Base of all architectures.
+
+    Attributes:
+        config: What it is and what it was trained on.
+        options: `config.options` over the architecture's defaults.
+        kernel: `auto` for the fastest training step, `reference` for the plain dense one; encoding is not affected.
+        latent_max: Largest value of each latent over a stated sample of training tokens, [n]; zeros until measured.
+    """
+
+    default_options: ClassVar[Mapping[str, Any]] = {}
+    # Tensors that scale with the input: f(s x; s b) = s f(x; b). An architecture with thresholds adds its own.
+    homogeneous: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec", "latent_max")
+
+    b_enc: Tensor
+    b_dec: Tensor
+    latent_max: Tensor
+
+    def __init__(self, config: SaeConfig) -> None:
+        super().__init__()
+        for key in config.options:
+            if key not in self.default_options:
+                raise UserError(
+                    f"architecture '{config.architecture}' has no option '{key}'",
+                    where="options",
+                    fix=did_you_mean(key, self.default_options) if self.default_options else "remove it",
+                )
+        self.config = config
+        self.options: dict[str, Any] = {**self.default_options, **config.options}
+        self.kernel = "auto"
+        self.register_buffer("latent_max", torch.zeros(config.dictionary_size))
+
+    @property
+    @abstractmethod
+    def atoms(self) -> Tensor:
+        """Decoder directions [n, d], one row per latent."""
+
+    @abstractmethod
+    def initialise(self, generator: torch.Generator, center: Tensor | None = None) -> None:
+        """Set all weights to their starting values.
+
+        Args:
+            generator: CPU generator; the only source of randomness.
+            center: Starting value of `b_dec` [d], e.g. the geometric median of a sample; zeros if not given.
+        """
+
+    @abstractmethod
+    def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents that may fire on each token.
+
+        Args:
+            x: Activations [N, d].
+
+        Returns:
+            Indices int64 [N, k], distinct within a row and in no particular order, and values [N, k] >= 0; a value
+            is 0 where fewer than k latents are positive.
+
+        Raises:
+            UserError: x is of another width.
+            DataError: x holds NaN or infinity.
+        """
+
+    @abstractmethod
+    def loss(self, x: Tensor, dead: Tensor | None = None) -> LossTerms:
+        """Training loss of a batch [N, d]; `dead` (bool [n]) marks latents that have been silent for long."""
+
+    def constrain_gradients(self) -> None:
+        """Change `.grad` before it is clipped and given to the optimiser; nothing by default."""
+
+    def constrain_weights(self) -> None:
+        """Restore the weights' constraint after an optimiser step; nothing by default."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents z [..., n] of activations [..., d]."""
+        indices, values = self.encode_sparse(x.reshape(-1, x.shape[-1]))
+        z = values.new_zeros(len(values), self.config.dictionary_size).scatter(1, indices, values)
+        return z.view(*x.shape[:-1], self.config.dictionary_size)
+
+    def encode_subset(self, x: Tensor, latents: Tensor) -> Tensor:
+        """`encode(x)[..., latents]` without the rest of the dictionary.
+
+        Which latents fire is still decided among all of them, so the numbers are those of the full encoding.
+
+        Args:
+            x: Activations [..., d].
+            latents: int64 [m], indices into the dictionary.
+
+        Raises:
+            UserError: A latent is out of range.
+        """
+        n = self.config.dictionary_size
+        if latents.numel() and (int(latents.min()) < 0 or int(latents.max()) >= n):
+            raise UserError(f"latents must lie in 0..{n - 1}", fix="choose latents of this dictionary")
+        wanted, inverse = torch.unique(latents, return_inverse=True)
+        indices, values = self.encode_sparse(x.reshape(-1, x.shape[-1]))
+        column = torch.full((n,), len(wanted), dtype=torch.int64, device=x.device)
+        column[wanted] = torch.arange(len(wanted), device=x.device)
+        # One spare column takes the latents that were not asked for.
+        z = values.new_zeros(len(values), len(wanted) + 1).scatter(1, column[indices], values)
+        return z[:, inverse].view(*x.shape[:-1], len(latents))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Reconstruction [..., d] of latents [..., n]."""
+        return z @ self.atoms + self.b_dec
+
+    def decode_sparse(self, indices: Tensor, values: Tensor) -> Tensor:
+        """Reconstruction [N, d] of what `encode_sparse` returns, from the k atoms of each token only."""
+        return nn.functional.embedding_bag(indices, self.atoms, mode="sum", per_sample_weights=values) + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction [..., d] of activations [..., d]."""
+        return self.decode_sparse(*self.encode_sparse(x.reshape(-1, x.shape[-1]))).view(x.shape)
+
+    def folded(self, scale: float) -> SparseAutoencoder:
+        """The same SAE for raw activations, when this one was trained on x / scale.
+
+        TopK-like encoders are positively homogeneous, f(s x; s b) = s f(x; b), so scaling the biases alone is exact:
+        atoms keep their norm, and latents and reconstructions come out in raw units.
+
+        Args:
+            scale: The divisor of the training activations, in raw units.
+
+        Raises:
+            UserError: It is folded already, or the scale is not a positive number.
+        """
+        if self.config.normaliser["folded"]:
+            raise UserError("this SAE is folded already: it takes raw activations", fix="use it as it is")
+        if not (math.isfinite(scale) and scale > 0):
+            raise UserError(f"scale {scale} is not a positive number", fix="pass the normaliser's scale")
+        twin = copy.deepcopy(self)
+        with torch.no_grad():
+            for name in self.homogeneous:
+                tensor = getattr(twin, name, None)
+                if tensor is not None:
+                    tensor.mul_(scale)
+        twin.config = self.config.replace(normaliser={"kind": "rms", "scale": float(scale), "folded": True})
+        return twin
+
+    def check_source(self, plm: str, plm_revision: str, layer: int, hook: str) -> None:
+        """Refuse activations of another origin than those it was trained on.
+
+        Raises:
+            UserError: Names both sides of every difference, or says that the normaliser is not folded.
+        """
+        given = {"plm": plm, "plm_revision": plm_revision, "layer": layer, "hook": hook}
+        wrong = [name for name, value in given.items() if getattr(self.config, name) != value]
+        if wrong:
+            ours = ", ".join(f"{name} {getattr(self.config, name)}" for name in wrong)
+            theirs = ", ".join(f"{name} {given[name]}" for name in wrong)
+            raise UserError(
+                f"the SAE was trained on {ours}; the activations are of {theirs}",
+                fix="use activations of the same PLM, revision, layer and hook, or train an SAE on these",
+            )
+        if not self.config.normaliser["folded"]:
+            raise UserError(
+                f"the SAE takes activations divided by {self.config.normaliser['scale']:.6g}, not raw ones",
+                fix="fold the normaliser into it: sae.folded(scale)",
+            )
+
+    def check_input(self, x: Tensor) -> Tensor:
+        """Return x in the SAE's dtype, or say why it cannot be encoded.
+
+        Raises:
+            UserError: x is not [N, d].
+            DataError: x holds NaN or infinity; the first such row is named.
+        """
+        if x.ndim != 2 or x.shape[1] != self.config.d_model:
+            raise UserError(
+                f"activations of shape {tuple(x.shape)}; the SAE takes width {self.config.d_model}",
+                fix="use activations of the layer that the SAE was trained on",
+            )
+        finite = torch.isfinite(x).all(dim=1)
+        if not bool(finite.all()):
+            rows = (~finite).nonzero().flatten()
+            raise DataError(
+                f"{len(rows)} of {len(x)} activation rows hold NaN or infinity",
+                where=f"row {int(rows[0])}",
+                fix="extract the activations again; half precision overflows above 65504",
+            )
+        return x.to(self.b_dec.dtype)

@@ -1,0 +1,46 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from plmsae.saes import SaeConfig, build
+from plmsae.saes.base import SparseAutoencoder
+
+
+def config_of(architecture: str, **changes: Any) -> SaeConfig:
+    shape = {"d_model": 12, "dictionary_size": 40, "k": 5}
+    if architecture == "neurons":
+        shape = {"d_model": 12, "dictionary_size": 24, "k": 12}
+    settings: dict[str, Any] = {
+        **shape,
+        "architecture": architecture,
+        "plm": "esm_small",
+        "plm_revision": "sha256:00",
+        "layer": 4,
+        "hook": "residual",
+        "normaliser": {"kind": "rms", "scale": 2.5, "folded": False},
+    }
+    return SaeConfig(**{**settings, **changes})
+
+
+@pytest.fixture
+def make_sae() -> Callable[..., SparseAutoencoder]:
+    """An SAE with generic weights: every bias and both matrices differ from their starting values."""
+
+    def make(architecture: str = "topk", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+        sae = build(config_of(architecture, **changes), seed=seed).to(dtype)
+        generator = torch.Generator().manual_seed(seed + 1)
+        with torch.no_grad():
+            for name, tensor in sae.state_dict().items():
+                noise = torch.randn(tensor.shape, generator=generator).to(dtype)
+                tensor.add_(noise.abs() if name == "latent_max" else 0.2 * noise)
+            sae.constrain_weights()
+        return sae
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
