@@ -1,0 +1,105 @@
+"""What a reader yields: a protein with its features, and where in the file it stands."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from plmsae.errors import DataError
+
+STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+# Unknown, Asx, Glx, selenocysteine, pyrrolysine: in UniProt and in the vocabulary of ESM-2.
+OTHER_RESIDUES = "XBZUO"
+_ILLEGAL = re.compile(f"[^{STANDARD_RESIDUES}{OTHER_RESIDUES}]")
+
+
+class Feature(NamedTuple):
+    """One positional annotation.
+
+    Attributes:
+        type: Canonical type name, e.g. `Binding site`.
+        start: 0-based first residue.
+        end: 0-based end, exclusive. For the types of `PAIR_TYPES` the two residues are `start` and `end - 1`.
+        note: Text of `/note`, or empty.
+        ligand: Text of `/ligand`, or empty.
+    """
+
+    type: str
+    start: int
+    end: int
+    note: str = ""
+    ligand: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Protein:
+    """One record of an input file.
+
+    Attributes:
+        accession: Unique name.
+        name: Free text for people: the protein's name or the rest of a FASTA header.
+        sequence: Upper-case residues; may be empty (a header without a sequence).
+        line: 1-based line at which the record starts.
+        features: Its annotations.
+        num_unknown_positions: Annotations left out because a position is `?`.
+        num_isoform_features: Annotations left out because they count along another isoform.
+        stop_removed: True if a `*` was taken off the end.
+    """
+
+    accession: str
+    name: str
+    sequence: str
+    line: int
+    features: tuple[Feature, ...] = ()
+    num_unknown_positions: int = 0
+    num_isoform_features: int = 0
+    stop_removed: bool = False
+
+
+def check_accession(accession: str, path: Path, line: int) -> str:
+    """The accession itself, once it is known to be usable as a key in tables and messages.
+
+    Raises:
+        DataError: It is empty, longer than 200 characters or not printable.
+    """
+    if not accession:
+        raise DataError("a record has no name", where=f"{path}, line {line}", fix="give every record an accession")
+    if len(accession) > 200 or not accession.isprintable() or any(letter.isspace() for letter in accession):
+        raise DataError(
+            f"{accession[:40]!r} cannot be an accession",
+            where=f"{path}, line {line}",
+            fix="use at most 200 printable characters without spaces",
+        )
+    return accession
+
+
+def check_residues(sequence: str, accession: str, path: Path, line: int, before: int = 0) -> None:
+    """Refuse letters that are not residues.
+
+    Args:
+        sequence: Upper-case text.
+        accession: For the message.
+        path: File, for the message.
+        line: 1-based line of `sequence` in the file.
+        before: Number of residues of the record that stand on earlier lines.
+
+    Raises:
+        DataError: Names the letter and its 1-based position in the record.
+    """
+    found = _ILLEGAL.search(sequence)
+    if found is None:
+        return
+    letter = found.group()
+    fixes = {
+        "-": "remove the gaps: an alignment is not a set of sequences",
+        ".": "remove the gaps: an alignment is not a set of sequences",
+        "*": "'*' is only allowed at the end; split the translation at its stop codons",
+        "J": "write X (unknown), or L or I",
+    }
+    raise DataError(
+        f"illegal residue {letter!r} at position {before + found.start() + 1} of '{accession}'",
+        where=f"{path}, line {line}",
+        fix=fixes.get(letter, f"residues are {STANDARD_RESIDUES} and {OTHER_RESIDUES}; write X for an unknown one"),
+    )
