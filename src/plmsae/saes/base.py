@@ -47,6 +47,7 @@ class SparseAutoencoder(nn.Module, ABC):
         options: `config.options` over the architecture's defaults.
         kernel: `auto` for the fastest training step, `reference` for the plain dense one; encoding is not affected.
         latent_max: Largest value of each latent over a stated sample of training tokens, [n]; zeros until measured.
+        concepts: Latent -> what it was found to mean; filled by `plmsae.load`, not part of the SAE's files.
     """
 
     default_options: ClassVar[Mapping[str, Any]] = {}
@@ -69,6 +70,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self.config = config
         self.options: dict[str, Any] = {**self.default_options, **config.options}
         self.kernel = "auto"
+        self.concepts: Mapping[int, str] = {}
         self.register_buffer("latent_max", torch.zeros(config.dictionary_size))
 
     @property

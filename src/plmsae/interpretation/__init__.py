@@ -1,0 +1,1 @@
+"""What latents mean on proteins: active latents per residue."""

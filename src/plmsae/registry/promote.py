@@ -1,0 +1,128 @@
+"""Promotion: a version that passes the gates becomes champion, the old champion becomes `previous`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plmsae.errors import GateError
+from plmsae.params import canonical_json, params_sha256
+from plmsae.registry.connection import connect
+from plmsae.registry.gates import Check, Gates, apply_gates
+from plmsae.registry.versions import CHAMPION, PREVIOUS, Registered, aliases_of, get_version
+
+EVALUATION_TAG = "evaluation_sha256"
+DECISION_TAG = "promotion"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The outcome of a promotion.
+
+    Attributes:
+        name: Registered name.
+        version: The version that was asked for.
+        promoted: Whether it is champion now.
+        compared_with: Version of the champion that it was compared with, or None.
+        reasons: Why it was refused, or what it was held against.
+        checks: Every gate with its numbers.
+        gates_sha256: Names the gates that were applied.
+    """
+
+    name: str
+    version: int
+    promoted: bool
+    compared_with: int | None
+    reasons: tuple[str, ...]
+    checks: tuple[Check, ...]
+    gates_sha256: str
+
+    def record(self) -> dict[str, Any]:
+        """JSON form; equal decisions give equal records."""
+        return {**asdict(self), "reasons": list(self.reasons), "checks": [check.record() for check in self.checks]}
+
+    def error(self) -> GateError:
+        """The refusal as an error (exit code 4)."""
+        return GateError(
+            f"'{self.name}' version {self.version} was not promoted: {'; '.join(self.reasons)}",
+            where="section 'promote' of params.yaml",
+            fix="train a better SAE, or change the gates there and say why",
+        )
+
+
+def promote(name: str, version: int, gates: Gates, root: Path | None = None) -> Decision:
+    """Promote a version if it passes the gates; a refusal leaves every alias as it was.
+
+    Repeating a promotion changes nothing and gives the same decision, also after a kill in the middle: the decision
+    is recorded on the version before the aliases move, `previous` before `champion`.
+
+    Args:
+        name: Registered name.
+        version: Version number.
+        gates: What it must reach.
+        root: The working folder.
+
+    Returns:
+        The decision, also recorded as the version's tag `promotion`.
+
+    Raises:
+        UserError: Unknown name or version, or a gate on a metric that the version does not have.
+    """
+    with connect(root) as client:
+        candidate = get_version(client, name, version)
+        incumbent = aliases_of(client, name).get(CHAMPION)
+        if incumbent == version and (known := _recorded(candidate, gates)) is not None:
+            return known
+        champion = get_version(client, name, incumbent) if incumbent not in (None, version) else None
+        decision = decide(candidate, champion, gates)
+        client.set_model_version_tag(name, str(version), DECISION_TAG, canonical_json(decision.record()))
+        if decision.promoted and incumbent != version:
+            if incumbent is not None:
+                client.set_registered_model_alias(name, PREVIOUS, str(incumbent))
+            client.set_registered_model_alias(name, CHAMPION, str(version))
+        return decision
+
+
+def decide(candidate: Registered, champion: Registered | None, gates: Gates) -> Decision:
+    """Apply the gates; changes nothing.
+
+    Numbers are compared only where both versions were evaluated on the same data with the same settings (the tag
+    `evaluation_sha256`); otherwise `gates.other_evaluation` says what to do.
+    """
+    comparable = champion is not None and champion.tags.get(EVALUATION_TAG) == candidate.tags.get(EVALUATION_TAG)
+    checks = apply_gates(gates, candidate.metrics, champion.metrics if champion and comparable else None)
+    reasons = [check.text() for check in checks if not check.passed]
+    if champion is not None and not comparable and gates.other_evaluation == "refuse":
+        reasons.append(
+            f"the champion (version {champion.version}) was evaluated on other data or settings, so the two cannot be "
+            "compared (promote.other_evaluation: accept promotes on the limits alone)"
+        )
+    promoted = not reasons
+    return Decision(
+        name=candidate.name,
+        version=candidate.version,
+        promoted=promoted,
+        compared_with=champion.version if champion and comparable else None,
+        reasons=tuple(reasons or [check.text() for check in checks]),
+        checks=checks,
+        gates_sha256=params_sha256(gates),
+    )
+
+
+def _recorded(version: Registered, gates: Gates) -> Decision | None:
+    """The decision that made a version champion by these gates; None if it became so by others or by other means."""
+    text = version.tags.get(DECISION_TAG)
+    data = json.loads(text) if text else {}
+    if not data.get("promoted") or data["gates_sha256"] != params_sha256(gates):
+        return None
+    return Decision(
+        name=data["name"],
+        version=data["version"],
+        promoted=True,
+        compared_with=data["compared_with"],
+        reasons=tuple(data["reasons"]),
+        checks=tuple(Check(**check) for check in data["checks"]),
+        gates_sha256=data["gates_sha256"],
+    )
