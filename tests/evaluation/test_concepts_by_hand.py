@@ -45,10 +45,10 @@ Concept A:
 
 Selected: D by latent 0 above .5 (F1 1); A by latent 1 above .15 (F1 2/3).
 
-Letters. D: the instances hold K L H / H H S C / M H, so that H alone hits all three. H stands on 5 residues (P1 4 5, P2 3,
-P3 2 3), of which P1 4, P1 5 and P3 2 are labelled: precision 3/5, recall 1, F1 = 3/4. Adding C (P1 7 labelled, P2 4
-not) gives precision 4/7, F1 = 8/11 < 3/4; adding S (P1 6; P2 2), K (P1 2; P2 5) or L (P1 3; P2 6) gives the same, M
-(P3 1; P1 1, P2 1) less. Growing stops at {H} with 3/4, and shrinking from all letters ends no higher.
+Letters. D: the instances hold K L H / H H S C / M H, so that H alone hits all three. H stands on 5 residues (P1 4 5,
+P2 3, P3 2 3), of which P1 4, P1 5 and P3 2 are labelled: precision 3/5, recall 1, F1 = 3/4. Adding C (P1 7 labelled,
+P2 4 not) gives precision 4/7, F1 = 8/11 < 3/4; adding S (P1 6; P2 2), K (P1 2; P2 5) or L (P1 3; P2 6) gives the same,
+M (P3 1; P1 1, P2 1) less. Growing stops at {H} with 3/4, and shrinking from all letters ends no higher.
 A: labelled S (P1 6), H (P2 3), A (P2 7). S is on P1 6, P2 2: 1/2, 1/3 -> F1 2/5. A is on P1 8, P2 7, P3 4: 1/3, 1/3 ->
 1/3. H: 1/5, 1/3 -> 1/4. {S}: 2/5; {S, A}: precision 2/5, recall 2/3 -> 1/2; {S, H}: 2/7, 2/3 -> 2/5; {S, A, H}: 3/10,
 1 -> 6/13 < 1/2. So growing gives {A, S} with 1/2.
@@ -62,10 +62,11 @@ import pytest
 from scipy import sparse
 
 from plmsae.evaluation.counts import ConceptCounter, count_rows
-from plmsae.evaluation.labels import PAIRED_TYPES, concepts_of
+from plmsae.evaluation.labels import concepts_of
 from plmsae.evaluation.residue_labels import Labels
 from plmsae.evaluation.residue_letters import letter_codes, letters_text, select_letters
 from plmsae.evaluation.scores import confirmed_pairs, score, score_counts, select
+from plmsae.proteins.feature_types import PAIR_TYPES
 
 SEQUENCES = ("MKLHHSCAGT", "MSHCKLAV", "MHHAGT")
 FIRST = {"P1": 0, "P2": 10, "P3": 18}
@@ -104,7 +105,7 @@ def labels() -> Labels:
         rows=table["accession"].map({"P1": 0, "P2": 1, "P3": 2}).to_numpy(),
         starts=table["first"].to_numpy() - 1,
         ends=table["last"].to_numpy(),
-        paired=table["type"].isin(PAIRED_TYPES).to_numpy(),
+        paired=table["type"].isin(PAIR_TYPES).to_numpy(),
         concepts=np.vectorize(lambda number: ours.get(number, -1))(membership),
         num_concepts=2,
     )

@@ -120,9 +120,7 @@ def test_counts_per_row_add_up_to_the_totals(case: Case) -> None:
         found = (rows.true_positives[:, number].sum(), rows.hits[:, number].sum(), rows.active[:, number].sum())
         assert found == expected
     for concept in range(NUM_CONCEPTS):
-        covered = {
-            (a.row, position) for a in case.annotations if concept in a.concepts for position in a.positions()
-        }
+        covered = {(a.row, position) for a in case.annotations if concept in a.concepts for position in a.positions()}
         instances = sum(concept in a.concepts for a in case.annotations)
         assert labels.num_residues_of()[concept] == len(covered) == labels.residues_per_row()[:, concept].sum()
         assert labels.num_instances_of()[concept] == instances == labels.instances_per_row()[:, concept].sum()

@@ -102,3 +102,10 @@ def intervals(
         low, high = percentile_bounds(samples[name], confidence)
         found[name] = Interval(float(value[0]), float(low), float(high))
     return found
+
+
+def group_sums(values: NDArray[np.generic], owners: NDArray[np.int64]) -> Floats:
+    """Sums of rows by owner: [num_rows, ...] and [num_rows] -> [num_owners, ...] float64."""
+    summed = np.zeros((int(owners.max(initial=-1)) + 1, *values.shape[1:]))
+    np.add.at(summed, owners, values)
+    return summed

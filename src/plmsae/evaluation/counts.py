@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from plmsae.errors import DataError
 from plmsae.evaluation.residue_labels import Labels, Sparse, sums_by_row
 
 Int32s = NDArray[np.int32]
+Integer = TypeVar("Integer", np.int32, np.int64)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _accumulate(total: Int32s, batch: Sparse) -> None:
     total.reshape(-1)[places] += batch.data
 
 
-def _above(counts: NDArray[np.generic]) -> NDArray[np.generic]:
+def _above(counts: NDArray[Integer]) -> NDArray[Integer]:
     """Counts per bin [..., T, n] -> counts above each threshold."""
     return np.flip(np.cumsum(np.flip(counts, -2), axis=-2, dtype=counts.dtype), -2)
 
@@ -135,6 +137,15 @@ class RowCounts:
     true_positives: NDArray[np.int64]
     hits: NDArray[np.int64]
     active: NDArray[np.int64]
+
+    @classmethod
+    def concatenate(cls, pieces: Sequence[RowCounts]) -> RowCounts:
+        """Counts of consecutive batches as one."""
+        return cls(
+            true_positives=np.concatenate([piece.true_positives for piece in pieces]),
+            hits=np.concatenate([piece.hits for piece in pieces]),
+            active=np.concatenate([piece.active for piece in pieces]),
+        )
 
 
 def count_rows(on: NDArray[np.bool_], concepts: NDArray[np.int64], labels: Labels) -> RowCounts:

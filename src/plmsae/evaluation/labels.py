@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from plmsae.errors import DataError
+from plmsae.proteins.feature_types import BOOKKEEPING_TYPES
 
 Ints = NDArray[np.int64]
 
@@ -34,29 +35,13 @@ RESIDUE_LEVEL_TYPES = frozenset(
         "Site",
     }
 )
-# `start..end` names two linked residues, not what lies between them.
-PAIRED_TYPES = frozenset({"Cross-link", "Disulfide bond"})
 # What a note says of these is not a kind of thing (evidence, partner, a gene's name): one concept per type.
 NAMELESS_TYPES = frozenset(
     {"Beta strand", "Coiled coil", "Disulfide bond", "Helix", "Initiator methionine", "Signal peptide", "Turn"}
 )
-# Not properties of the residue's place in the protein: the whole chain, what other sequences have, what was done to
-# it in the laboratory, and `Non-standard residue`, which is amino-acid identity.
-EXCLUDED_TYPES = frozenset(
-    {
-        "Alternative sequence",
-        "Chain",
-        "Cofactor",
-        "Mutagenesis",
-        "Natural variant",
-        "Non-adjacent residues",
-        "Non-standard residue",
-        "Non-terminal residue",
-        "Peptide",
-        "Sequence conflict",
-        "Sequence uncertainty",
-    }
-)
+# Not properties of a residue's place in the protein: book-keeping, the mature product as a whole, and
+# `Non-standard residue`, which is amino-acid identity.
+EXCLUDED_TYPES = BOOKKEEPING_TYPES | {"Non-standard residue", "Peptide"}
 _EVIDENCE = re.compile(r"\{[^}]*\}")
 _QUALIFIER = re.compile(r"\s*\(?\b(?:by similarity|potential|probable)\b\)?\.?\s*$", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z][a-z]{2}")  # `Substrate` and `substrate` are one ligand; `Zn(2+)` and `ATP` stay

@@ -117,7 +117,8 @@ class Labels:
 
     def num_residues_of(self) -> Counts:
         """[C] labelled residues of each concept."""
-        return np.bincount(self.residues.indices, minlength=self.num_concepts)
+        found: Counts = np.bincount(self.residues.indices, minlength=self.num_concepts)
+        return found
 
     def num_instances_of(self) -> Counts:
         """[C] annotation instances of each concept."""

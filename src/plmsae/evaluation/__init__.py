@@ -1,0 +1,49 @@
+"""Evaluations of a trained SAE. Each is one module with a function `evaluate`, found here by name.
+
+To add one: write the module, add its name below, and declare its parameters and stage in `stages/evaluate.py`.
+An evaluation takes the loaded `inputs.Inputs`, the folder to write into and its parameters, and returns an `Outcome`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from plmsae.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from plmsae.evaluation.inputs import Outcome
+
+Evaluation = Callable[..., "Outcome"]
+
+
+def _fidelity() -> Evaluation:
+    from plmsae.evaluation.fidelity import evaluate
+
+    return evaluate
+
+
+def _concepts() -> Evaluation:
+    from plmsae.evaluation.concepts import evaluate
+
+    return evaluate
+
+
+# torch and the model are imported when an evaluation runs, not when its name is listed.
+_EVALUATIONS: dict[str, Callable[[], Evaluation]] = {"fidelity": _fidelity, "concepts": _concepts}
+
+
+def evaluations() -> tuple[str, ...]:
+    """Names of all evaluations."""
+    return tuple(_EVALUATIONS)
+
+
+def evaluation(name: str) -> Evaluation:
+    """The function of one evaluation.
+
+    Raises:
+        UserError: There is no such evaluation.
+    """
+    if name not in _EVALUATIONS:
+        raise UserError(f"unknown evaluation '{name}'", fix=did_you_mean(name, _EVALUATIONS))
+    return _EVALUATIONS[name]()

@@ -1,0 +1,94 @@
+"""Test scores of the selected predictors with bootstrap intervals, and paired differences between methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plmsae.evaluation.bootstrap import Floats, Interval, group_sums, percentile_bounds, resampled_sums
+from plmsae.evaluation.counts import RowCounts
+from plmsae.evaluation.residue_labels import Labels
+from plmsae.evaluation.scores import Scores, score
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made: number of resamples, coverage, and the seed that pairs them."""
+
+    num_resamples: int
+    confidence: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Test scores of one predictor per concept.
+
+    Attributes:
+        scores: [C] on the test proteins.
+        samples: [num_resamples, C] F1 in each resample; NaN where a resample has no instance of the concept.
+    """
+
+    scores: Scores
+    samples: Floats
+
+
+@dataclass(frozen=True)
+class Difference:
+    """F1 of one method minus another's, on the same resamples.
+
+    Attributes:
+        low: [C] lower bound per concept.
+        high: [C] upper bound per concept.
+        mean: Averaged over concepts.
+    """
+
+    low: Floats
+    high: Floats
+    mean: Interval
+
+
+def score_rows(
+    rows: RowCounts, labels: Labels, owners: NDArray[np.int64], residue_level: NDArray[np.bool_], how: Resampling
+) -> Tested:
+    """Score one predictor per concept from counts per sequence.
+
+    Args:
+        rows: Counts [num_rows, C].
+        labels: Labels of the rows.
+        owners: [num_rows] protein of each row, the unit of the bootstrap.
+        residue_level: [C] true where recall counts residues.
+        how: Resamples.
+    """
+    parts = (rows.true_positives, rows.hits, rows.active, labels.residues_per_row(), labels.instances_per_row())
+    by_protein = np.stack([group_sums(part, owners) for part in parts], axis=1)  # [P, 5, C]
+    total = by_protein.sum(axis=0)
+    samples = resampled_sums(by_protein, how.num_resamples, how.seed)
+    return Tested(
+        scores=score(total[0], total[1], total[2], total[3], total[4], residue_level),
+        samples=score(samples[:, 0], samples[:, 1], samples[:, 2], samples[:, 3], samples[:, 4], residue_level).f1,
+    )
+
+
+def mean_interval(tested: Tested, confidence: float) -> Interval:
+    """Mean F1 over concepts."""
+    return _mean(tested.scores.f1, tested.samples, confidence)
+
+
+def bounds(tested: Tested, confidence: float) -> tuple[Floats, Floats]:
+    """[C] interval of each concept's F1."""
+    return percentile_bounds(tested.samples, confidence)
+
+
+def difference(ours: Tested, theirs: Tested, confidence: float) -> Difference:
+    """Paired difference of two methods that were resampled alike."""
+    samples = ours.samples - theirs.samples
+    low, high = percentile_bounds(samples, confidence)
+    return Difference(low=low, high=high, mean=_mean(ours.scores.f1 - theirs.scores.f1, samples, confidence))
+
+
+def _mean(values: Floats, samples: Floats, confidence: float) -> Interval:
+    low, high = percentile_bounds(np.nanmean(samples, axis=1), confidence)
+    return Interval(float(values.mean()), float(low), float(high))

@@ -1,0 +1,105 @@
+"""Sets of units that are scored against concepts: the SAE's latents and the baselines, all through the same door.
+
+Any `SparseAutoencoder` with measured maxima is such a set; a baseline is one more architecture in `saes/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from plmsae.activations.blocks import BlockStore
+from plmsae.errors import DataError
+from plmsae.evaluation.inputs import Inputs
+from plmsae.evaluation.residue_labels import Sparse
+from plmsae.evaluation.scores import NO_LATENT, Selection
+from plmsae.saes import build
+from plmsae.saes.base import SparseAutoencoder
+
+ROWS_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of a method, normalised by their largest activation on the reference set (InterPLM's normalisation).
+
+    Attributes:
+        method: Name of the method, e.g. `sae`.
+        sae: Its units; `latent_max` is measured.
+    """
+
+    method: str
+    sae: SparseAutoencoder
+
+    def __post_init__(self) -> None:
+        if not bool((self.sae.latent_max > 0).any()):
+            raise DataError(
+                f"the largest activations of '{self.method}' are not known",
+                where="latent_max",
+                fix="train the SAE with train_sae, which measures them",
+            )
+
+    @property
+    def num_units(self) -> int:
+        """n."""
+        return self.sae.config.dictionary_size
+
+    def unit_name(self, unit: int) -> str:
+        """For people: `latent 17`, or for neurons `neuron 5 +` and `neuron 5 -` (above and below its mean)."""
+        if self.sae.config.architecture == "neurons":
+            width = self.sae.config.d_model
+            return f"neuron {unit % width} {'+' if unit < width else '-'}"
+        return f"latent {unit}"
+
+    def activations(self, x: Tensor) -> Sparse:
+        """Normalised activations [R, n], CSR fp32, of hidden states [R, d_model].
+
+        1 is the largest value on the reference set. A unit that was silent there stays 0: it has no scale.
+        """
+        indices, values = (part.numpy() for part in self.sae.encode_sparse(x))
+        highest = self.sae.latent_max.numpy()[indices]
+        normalised = np.divide(values, highest, out=np.zeros_like(values), where=highest > 0)
+        num_rows, per_row = indices.shape
+        pointers = np.arange(0, num_rows * per_row + 1, per_row)
+        return sparse.csr_matrix(
+            (normalised.reshape(-1), indices.reshape(-1), pointers), shape=(num_rows, self.num_units)
+        )
+
+
+def neurons(inputs: Inputs) -> SparseAutoencoder:
+    """The neurons of the SAE's layer as units: each coordinate above and below its mean (Simon & Zou 2024).
+
+    Their maxima are taken over all training rows of the activation store.
+    """
+    ours = inputs.sae.config
+    d_model = ours.d_model
+    config = ours.replace(architecture="neurons", dictionary_size=2 * d_model, k=d_model, options={}, training={})
+    baseline = build(config)
+    baseline.initialise(torch.Generator().manual_seed(0), center=inputs.mean)
+    low, high = torch.full((d_model,), torch.inf), torch.full((d_model,), -torch.inf)
+    for rows in BlockStore(inputs.store, "train").rows(ROWS_AT_ONCE):
+        low, high = torch.minimum(low, rows.amin(dim=0)), torch.maximum(high, rows.amax(dim=0))
+    baseline.latent_max.copy_(torch.cat([high - inputs.mean, inputs.mean - low]).clamp_min(0))
+    return baseline
+
+
+def predicted(activations: Sparse, selection: Selection, thresholds: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Residues that the selected unit of each concept marks.
+
+    Args:
+        activations: [R, n] CSR, normalised.
+        selection: Unit and threshold of each of C concepts.
+        thresholds: [T].
+
+    Returns:
+        [R, C]; false throughout for a concept without a unit.
+    """
+    some = selection.latents != NO_LATENT
+    columns = activations[:, np.where(some, selection.latents, 0)].toarray()
+    marked: NDArray[np.bool_] = (columns > thresholds[selection.thresholds]) & some
+    return marked
