@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from plmsae.proteins.lengths import LongSequences, clip, stretches
 from plmsae.proteins.records import Protein
 from plmsae.proteins.split import Split
 
 Columns = dict[str, list[object]]
+
+
+class Rows(NamedTuple):
+    """The columns of both tables, and how many annotations were left out because an equal one is there."""
+
+    sequences: Columns
+    annotations: Columns
+    num_merged: int
 
 
 def build_rows(
@@ -19,11 +28,12 @@ def build_rows(
     policy: LongSequences,
     max_residues: int,
     overlap: int = 0,
-) -> tuple[Columns, Columns]:
+) -> Rows:
     """The columns of `sequences.parquet` and `annotations.parquet` (`plmsae.proteins.tables`).
 
-    Every stretch of a protein is in the protein's split. Annotations are sorted by start, end, type, note and ligand
-    within their row, so that equal data give equal files.
+    Every stretch of a protein is in the protein's split. Annotations of a row are sorted by start, end, type, note and
+    ligand, so that equal data give equal files. Those equal in all five are one row: UniProt has two where a residue
+    binds two ions of one kind (told apart by `/ligand_label`), and an instance must not count twice.
 
     Args:
         proteins: Sorted by accession.
@@ -37,6 +47,7 @@ def build_rows(
         name: [] for name in ("accession", "offset", "sequence", "length", "cluster", "split", "name")
     }
     annotations: Columns = {name: [] for name in ("accession", "offset", "type", "start", "end", "note", "ligand")}
+    num_merged = 0
     for protein in proteins:
         accession = protein.accession
         for start, end in stretches(len(protein.sequence), policy=policy, max_residues=max_residues, overlap=overlap):
@@ -51,8 +62,10 @@ def build_rows(
             )
             for column, value in zip(sequences.values(), row, strict=True):
                 column.append(value)
-            kept = clip(protein.features, start, end)
+            clipped = clip(protein.features, start, end)
+            kept = set(clipped)
+            num_merged += len(clipped) - len(kept)
             for feature in sorted(kept, key=lambda f: (f.start, f.end, f.type, f.note, f.ligand)):
                 for column, item in zip(annotations.values(), (accession, start, *feature), strict=True):
                     column.append(item)
-    return sequences, annotations
+    return Rows(sequences, annotations, num_merged)

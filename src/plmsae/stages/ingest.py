@@ -121,7 +121,7 @@ def run(context: StageContext) -> StageResult:
     splits = assign_splits(
         clusters, seed=params.seed, valid_fraction=params.valid_fraction, test_fraction=params.test_fraction
     )
-    sequences, annotations = build_rows(
+    sequences, annotations, num_merged = build_rows(
         proteins,
         clusters,
         splits,
@@ -148,6 +148,7 @@ def run(context: StageContext) -> StageResult:
         "num_annotations": len(annotations["accession"]),
         "num_annotation_types": len(set(annotations["type"])),
         "num_clusters": len(set(clusters.values())),
+        "num_annotations_merged": num_merged,
         "num_annotations_unknown_position": sum(protein.num_unknown_positions for protein in proteins),
         "num_annotations_other_isoform": sum(protein.num_isoform_features for protein in proteins),
         "num_stops_removed": sum(protein.stop_removed for protein in proteins),
@@ -178,5 +179,6 @@ def _summary(metrics: dict[str, int], file: str) -> str:
         f"{metrics['num_proteins_train']:,} proteins for training, {metrics['num_proteins_valid']:,} for validation, "
         f"{metrics['num_proteins_test']:,} for test. {num_dropped:,} were dropped (see `dropped.tsv`), "
         f"{metrics['num_not_selected']:,} are outside the subset. Left out: {left_out:,} annotations without a place "
-        f"in the sequence; taken off: {metrics['num_stops_removed']:,} final `*`."
+        f"in the sequence and {metrics['num_annotations_merged']:,} that equal another; taken off: "
+        f"{metrics['num_stops_removed']:,} final `*`."
     )

@@ -1,0 +1,1 @@
+"""Expectations over tables and stores: suites in plain code, run by Great Expectations, reported as one HTML file."""
