@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -28,7 +29,7 @@ import pandas as pd
 import torch
 from transformers import EsmConfig, EsmForMaskedLM
 
-from plmsae.errors import PlmsaeError, UserError
+from plmsae.errors import DataError, PlmsaeError, UserError
 from scripts.small_lm.checkpoint import load_checkpoint, read_state, save_checkpoint
 from scripts.small_lm.encoder import PackedEncoder
 from scripts.small_lm.export import export
@@ -100,6 +101,8 @@ class Corpus:
     """The endless, seeded row of training batches."""
 
     def __init__(self, sequences: Sequence[str], settings: Settings) -> None:
+        if not sequences:
+            raise DataError("a split has no sequence", fix="give split.py more sequences")
         self.settings = settings
         self.pieces = documents([encode(sequence) for sequence in sequences], settings.max_residues + 2)
         self.lengths = [len(piece) for piece in self.pieces]
@@ -118,10 +121,10 @@ def validate(encoder: PackedEncoder, corpus: Corpus, num_batches: int = 4) -> fl
     """Cross-entropy on the first batches of held-out clusters, 15 % of the residues masked, the same at each call."""
     losses = []
     with torch.inference_mode():
-        for _, index, batch in corpus.batches(0, 0):
+        for epoch, index, batch in itertools.islice(corpus.batches(0, 0), num_batches):
+            if epoch > 0:
+                break  # fewer batches than that
             losses.append(encoder.losses(batch, hide(batch, 0.15, np.random.default_rng(index), corrupt=False)))
-            if index == num_batches:
-                break
     return float(torch.cat(losses).mean())
 
 
