@@ -98,18 +98,17 @@ def _data_rows(evidence: Evidence, source: Mapping[str, Any]) -> list[tuple[str,
 
 def _concepts(evidence: Evidence) -> str:
     for folder in evidence.evaluations.values():
-        table = top_concepts(folder, NUM_CONCEPTS)
-        if len(table):
-            rows = [
-                (
-                    str(row.concept),
-                    "" if row.latent is None or row.latent != row.latent else str(row.latent),
-                    f"{row.f1:.3f} [{row.low:.3f}, {row.high:.3f}]",
-                    f"{row.f1_neurons:.3f}",
-                    f"{row.f1_residue:.3f}",
-                )
-                for row in table.itertuples()
-            ]
+        rows = [
+            (
+                row.concept,
+                "none" if row.latent is None else str(row.latent),
+                row.interval(),
+                f"{row.f1_neurons:.3f}",
+                f"{row.f1_residue:.3f}",
+            )
+            for row in top_concepts(folder, NUM_CONCEPTS)
+        ]
+        if rows:
             head = ("concept", "latent", "F1 on test", "best neuron", "residue letter")
             return _table(head, rows) + "\n\nAll of them: `concepts.csv`; by latent: `latents.parquet`."
     return "No concept was frequent enough to be evaluated."

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from plmsae.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LATENTS_FILE = "latents.parquet"
 CONCEPTS_FILE = "concepts.csv"
@@ -42,31 +39,69 @@ def latent_names(folder: Path) -> dict[int, str]:
         raise DataError("the table of latents cannot be read", where=str(path), fix="pull the SAE again") from error
 
 
-def top_concepts(folder: Path, count: int) -> pd.DataFrame:
-    """The concepts that a latent predicts best on test, beside the neurons and the residue letter.
+class ConceptRow(NamedTuple):
+    """A concept and how well it is found on the test proteins.
+
+    Attributes:
+        concept: Its name.
+        latent: The latent selected for it on validation; None if none was.
+        f1: F1 of that latent.
+        low: Lower bound of the interval of `f1`.
+        high: Upper bound.
+        f1_neurons: F1 of the best neuron of the layer.
+        f1_residue: F1 of the best set of residue letters.
+        beats_residue: The latent is better than the letters beyond the interval.
+    """
+
+    concept: str
+    latent: int | None
+    f1: float
+    low: float
+    high: float
+    f1_neurons: float
+    f1_residue: float
+    beats_residue: bool
+
+    def interval(self) -> str:
+        """For people, e.g. `0.920 [0.910, 0.930]`."""
+        return f"{self.f1:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def top_concepts(folder: Path, count: int) -> list[ConceptRow]:
+    """The concepts that single latents find best, best first; none where nothing was evaluated.
 
     Args:
         folder: Output of the concept evaluation, or a package.
         count: Number of concepts.
 
-    Returns:
-        Columns `concept`, `latent`, `threshold`, `f1`, `low`, `high` (of the SAE), `f1_neurons`, `f1_residue` and
-        `beats_residue`, best first; no rows where nothing was evaluated.
+    Raises:
+        DataError: The table cannot be read.
     """
-    import pandas as pd
-
-    columns = ["concept", "latent", "threshold", "f1", "low", "high", "f1_neurons", "f1_residue", "beats_residue"]
     path = folder / CONCEPTS_FILE
     if not path.is_file():
-        return pd.DataFrame(columns=columns)
+        return []
+    import pandas as pd
+
     try:
-        table = pd.read_csv(path, keep_default_na=True)
+        table = pd.read_csv(path)
         if table.empty:
-            return pd.DataFrame(columns=columns)
-        sae = table[table["method"] == "sae"].rename(columns={"f1_test": "f1", "ci_low": "low", "ci_high": "high"})
+            return []
         neurons = table[table["method"] == "neurons"].set_index("concept")["f1_test"]
-        sae = sae.assign(f1_neurons=sae["concept"].map(neurons), latent=sae["latent"].astype("Int64"))
-        ranked = sae.sort_values(["f1", "concept"], ascending=[False, True], kind="stable")
-        return ranked[columns].head(count).reset_index(drop=True)
-    except (OSError, ValueError, KeyError) as error:
+        ranked = (
+            table[table["method"] == "sae"].sort_values(["f1_test", "concept"], ascending=[False, True]).head(count)
+        )
+        return [
+            ConceptRow(
+                concept=str(row.concept),
+                latent=None if pd.isna(row.latent) else int(row.latent),
+                f1=float(row.f1_test),
+                low=float(row.ci_low),
+                high=float(row.ci_high),
+                f1_neurons=float(neurons[row.concept]),
+                f1_residue=float(row.f1_residue),
+                beats_residue=bool(row.beats_residue),
+            )
+            for row in ranked.itertuples()
+        ]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise DataError("the table of concepts cannot be read", where=str(path), fix="dvc repro evaluate") from error

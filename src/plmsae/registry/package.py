@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,14 +81,21 @@ def write_mlflow_model(folder: Path, package: Path, config: SaeConfig) -> None:
 
     code = folder.parent / "model.py"
     shutil.copyfile(SERVED_MODEL, code)
-    mlflow.pyfunc.save_model(
-        str(folder),
-        python_model=str(code),
-        artifacts={"package": str(package)},
-        signature=ModelSignature(tensor(config.d_model), tensor(config.dictionary_size)),
-        pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _SERVING],
-        metadata={"plm": config.plm, "plm_revision": config.plm_revision, "layer": config.layer, "hook": config.hook},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it would like type hints and an example beside the signature
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(code),
+            artifacts={"package": str(package)},
+            signature=ModelSignature(tensor(config.d_model), tensor(config.dictionary_size)),
+            pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _SERVING],
+            metadata={
+                "plm": config.plm,
+                "plm_revision": config.plm_revision,
+                "layer": config.layer,
+                "hook": config.hook,
+            },
+        )
     described = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
     flavor = described["flavors"]["python_function"]
     flavor["model_code_path"] = code.name

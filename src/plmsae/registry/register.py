@@ -105,7 +105,7 @@ def _create(
         run_id = joined or client.create_run(experiment, run_name="register", tags={"stage": "register"}).info.run_id
         settings = {key: str(value) for key, value in flatten(_settings(config)).items()}
         logged = client.create_logged_model(
-            experiment, name=name, source_run_id=run_id, tags=tags, params=settings, model_type="sae"
+            experiment, name="sae", source_run_id=run_id, tags=tags, params=settings, model_type="sae"
         )
     if str(logged.status) != "READY":
         client.log_model_artifacts(logged.model_id, str(model))

@@ -108,19 +108,11 @@ def _interval(row: dict[str, str] | None, digits: int) -> str:
 
 
 def _concept_table(folder: Path, count: int) -> str:
-    found = top_concepts(folder, count)
     rows, best = [], []
-    for row in found.itertuples():
-        rows.append(
-            [
-                str(row.concept),
-                str(row.latent),
-                f"{row.f1:.3f} [{row.low:.3f}, {row.high:.3f}]",
-                f"{row.f1_neurons:.3f}",
-                f"{row.f1_residue:.3f}",
-                "yes" if row.beats_residue else "no",
-            ]
-        )
+    for row in top_concepts(folder, count):
+        latent = "none" if row.latent is None else str(row.latent)
+        letters = "yes" if row.beats_residue else "no"
+        rows.append([row.concept, latent, row.interval(), f"{row.f1_neurons:.3f}", f"{row.f1_residue:.3f}", letters])
         scores = {2: row.f1, 3: row.f1_neurons, 4: row.f1_residue}
         best.append(max(scores, key=lambda column: scores[column]))
     if not rows:

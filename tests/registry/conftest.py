@@ -1,0 +1,3 @@
+from tests.registry.fixtures import empty_registry, root
+
+__all__ = ["empty_registry", "root"]
