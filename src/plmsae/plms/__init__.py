@@ -23,7 +23,7 @@ _HUB = (
 KNOWN = (BUNDLED, *_HUB)
 
 
-def load_plm(name: str, revision: str | None = None) -> ProteinLM:
+def load_plm(name: str, revision: str | None = None, *, root: Path = Path()) -> ProteinLM:
     """Load a protein language model.
 
     Args:
@@ -31,6 +31,7 @@ def load_plm(name: str, revision: str | None = None) -> ProteinLM:
             (anything that exists as a folder or starts with `.`, `/` or `~`).
         revision: For a hub name a branch, tag or commit hash (default: main); for others the `sha256:<hex>` that the
             weights must have. The loaded model's `revision` is always the exact one.
+        root: Folder that a relative path starts from.
 
     Raises:
         UserError: Unknown name, not an ESM-2 checkpoint, or weights of another revision.
@@ -44,7 +45,7 @@ def load_plm(name: str, revision: str | None = None) -> ProteinLM:
 
         folder, commit = download(name, revision)
         return Esm2(name, folder, commit)
-    plm = Esm2(name, _local_folder(name))
+    plm = Esm2(name, _local_folder(name, root))
     if revision is not None and plm.revision != revision:
         raise UserError(
             f"'{name}' has revision {plm.revision}, not {revision}",
@@ -53,10 +54,10 @@ def load_plm(name: str, revision: str | None = None) -> ProteinLM:
     return plm
 
 
-def _local_folder(name: str) -> Path:
+def _local_folder(name: str, root: Path) -> Path:
     if name == BUNDLED:
         return Path(__file__).parent / "small"
-    folder = Path(name).expanduser()
+    folder = root / Path(name).expanduser()
     if folder.is_dir():
         return folder
     if name.startswith((".", "~", os.sep)):

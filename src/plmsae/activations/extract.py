@@ -1,0 +1,139 @@
+"""Hidden states of a protein language model over many sequences -> an activation store.
+
+Proteins are dealt to parts at random; the rows of a part are shuffled across its proteins and written as blocks. A
+part is finished on its own, in the checkpoint folder, with the checksum of its files: a killed extraction goes on at
+the first unfinished part and ends with the same bytes, and `ActivationReader` mixes the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import save_file
+
+from plmsae.activations.metadata import Normaliser, StoreMetadata, write_metadata
+from plmsae.activations.parts import Part, PartStore, Settings
+from plmsae.activations.statistics import RowStatistics
+from plmsae.activations.writer import write_index
+from plmsae.errors import DataError
+from plmsae.plms.base import ProteinLM
+from plmsae.progress import Progress
+
+SPLITS = ("train", "valid")  # test proteins are embedded when they are evaluated, never stored
+STATISTICS = "statistics.safetensors"
+
+
+def extract(
+    plm: ProteinLM,
+    sequences: pd.DataFrame,
+    output: Path,
+    checkpoints: Path,
+    settings: Settings,
+    *,
+    sequences_sha256: str,
+    threads: int = 1,
+    on_part: Callable[[Part], None] | None = None,
+) -> dict[str, RowStatistics]:
+    """Write a store of the train and valid proteins.
+
+    Args:
+        plm: The model.
+        sequences: Columns accession, sequence, split; other splits than train and valid are left out.
+        output: Folder to write into.
+        checkpoints: Folder for finished parts; what an interrupted call left there is taken over.
+        settings: See `Settings`.
+        sequences_sha256: sha256 of the table of sequences, for the description of the store.
+        threads: Batches that go through the model at the same time, one core each; the result does not depend on it.
+        on_part: Called after each part that was computed.
+
+    Returns:
+        Split -> statistics of its stored rows.
+
+    Raises:
+        UserError: The layer or hook does not exist.
+        DataError: A split is empty, a sequence cannot be tokenised, or hidden states are not finite in the stored type.
+    """
+    plm.check_hook(settings.layer, settings.hook)
+    plans = {split: plan_parts(sequences, split, settings) for split in SPLITS}
+    parts = [part for plan in plans.values() for part in plan]
+    store = PartStore(checkpoints / "parts", plm, settings, threads)
+    finished = {part.name for part in parts if store.is_finished(part)}
+    total = sum(part.num_rows for part in parts)
+    done = sum(part.num_rows for part in parts if part.name in finished)
+    with Progress("extract_activations", total, "residues", done=done) as progress:
+        for part in parts:
+            if part.name not in finished:
+                store.compute(part, progress)
+                if on_part is not None:
+                    on_part(part)
+
+    statistics: dict[str, RowStatistics] = {}
+    for split, plan in plans.items():
+        folder = output / split
+        folder.mkdir(parents=True)
+        write_index(folder, [store.deliver(part, folder) for part in plan])
+        statistics[split] = RowStatistics.zeros(plm.d_model)
+        for part in plan:
+            statistics[split].merge(store.statistics(part))
+    train = statistics["train"]
+    if not train.scale > 0:
+        raise DataError(
+            f"all hidden states at layer {settings.layer} of '{plm.name}' are zero", fix="use another layer"
+        )
+    tensors = {"mean": train.mean, "second_moment": train.second_moment, "norm_histogram": train.norms}
+    save_file(tensors, output / STATISTICS)
+    write_metadata(
+        output,
+        StoreMetadata(
+            plm=plm.name,
+            plm_revision=plm.revision,
+            layer=settings.layer,
+            hook=settings.hook,
+            dtype=settings.dtype,
+            d_model=plm.d_model,
+            block_rows=settings.block_rows,
+            num_tokens={split: int(counted.count) for split, counted in statistics.items()},
+            normaliser=Normaliser(scale=train.scale),
+            sequences_sha256=sequences_sha256,
+        ),
+    )
+    return statistics
+
+
+def plan_parts(sequences: pd.DataFrame, split: str, settings: Settings) -> list[Part]:
+    """Deal the proteins of a split to parts of about equal numbers of residues, at random but reproducibly.
+
+    Args:
+        sequences: Columns accession, sequence, split.
+        split: The split.
+        settings: `shuffle_pool_rows` bounds a part (but for the last protein in it); `seed` draws.
+
+    Raises:
+        DataError: The split has no proteins.
+    """
+    table = sequences[sequences["split"] == split]
+    if table.empty:
+        raise DataError(
+            f"no sequences in split '{split}'",
+            where="sequences.parquet",
+            fix="ingest more sequences, or give the split a larger share in the ingest parameters",
+        )
+    seed = (settings.seed, SPLITS.index(split))
+    table = table.iloc[np.random.default_rng([*seed, 0]).permutation(len(table))]
+    ends = table["sequence"].str.len().to_numpy().cumsum()
+    num_parts = -(-int(ends[-1]) // settings.shuffle_pool_rows)
+    # The part in which the last residue of each protein falls, when residues are cut into equal shares.
+    number = (ends - 1) * num_parts // ends[-1]
+    return [
+        Part(
+            split=split,
+            number=i,
+            accessions=tuple(group["accession"]),
+            sequences=tuple(group["sequence"]),
+            shuffle_seed=(*seed, i + 1),
+        )
+        for i, (_, group) in enumerate(table.groupby(number, sort=True))
+    ]

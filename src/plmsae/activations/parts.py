@@ -1,0 +1,209 @@
+"""One part of an extraction: a random share of the proteins, embedded, shuffled, written and recorded.
+
+A part's folder appears under its name only when it is complete, and its record holds the sha256 of every file in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from plmsae.activations.metadata import DTYPES, StoreDtype
+from plmsae.activations.statistics import RowStatistics
+from plmsae.activations.writer import write_chunks
+from plmsae.artifacts.atomic import write_text
+from plmsae.artifacts.checksums import sha256_bytes, sha256_file
+from plmsae.errors import DataError
+from plmsae.params import canonical_json
+from plmsae.plms.base import ProteinLM
+from plmsae.plms.batching import length_sorted_batches
+from plmsae.plms.parallel import ordered_map
+from plmsae.progress import Progress
+
+RECORD = "part.json"
+STATISTICS = "statistics.safetensors"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines the bytes of a store, beside the model and the sequences.
+
+    Attributes:
+        layer: Layer index as in `ProteinLM`.
+        hook: Name of the hook.
+        dtype: Type to store.
+        block_rows: Rows of a block, the unit of reading.
+        max_tokens_per_batch: Tokens that go through the model at once.
+        shuffle_pool_rows: Rows that are shuffled together, about: the size of a part.
+        seed: Seed of the shuffling.
+    """
+
+    layer: int
+    hook: str = "residual"
+    dtype: StoreDtype = "bfloat16"
+    block_rows: int = 2048
+    max_tokens_per_batch: int = 4096
+    shuffle_pool_rows: int = 262_144
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Proteins that are shuffled together.
+
+    Attributes:
+        split: `train` or `valid`.
+        number: 0-based within the split.
+        accessions: Their accessions.
+        sequences: Their sequences.
+        shuffle_seed: Seeds the order of the rows.
+    """
+
+    split: str
+    number: int
+    accessions: tuple[str, ...]
+    sequences: tuple[str, ...]
+    shuffle_seed: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.split}-{self.number:05d}"
+
+    @property
+    def num_rows(self) -> int:
+        """Number of residues."""
+        return sum(len(sequence) for sequence in self.sequences)
+
+
+class PartStore:
+    """Finished parts in a folder.
+
+    Args:
+        folder: Where parts live until the store is put together.
+        plm: The model.
+        settings: Settings of the extraction; a part that was written under others is not taken over.
+        threads: Batches that go through the model at the same time; the result does not depend on it.
+    """
+
+    def __init__(self, folder: Path, plm: ProteinLM, settings: Settings, threads: int) -> None:
+        self.folder, self.plm, self.settings, self.threads = folder, plm, settings, threads
+        self._identity = canonical_json({**vars(settings), "plm_revision": plm.revision})
+
+    def is_finished(self, part: Part) -> bool:
+        """Whether the part is there, was made from the same things and has intact files."""
+        try:
+            record = self._record(part)
+            return record["identity"] == self._identity_of(part) and all(
+                sha256_file(self.folder / part.name / name) == sha256 for name, sha256 in record["files"].items()
+            )
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def compute(self, part: Part, progress: Progress) -> None:
+        """Embed the proteins of a part and write it.
+
+        Raises:
+            DataError: A sequence cannot be tokenised, or hidden states are not finite in the stored type.
+        """
+        final = self.folder / part.name
+        temporary = self.folder / f".{part.name}"
+        for folder in (final, temporary):
+            shutil.rmtree(folder, ignore_errors=True)
+        rows, statistics = self._embed(part, progress)
+        order = torch.from_numpy(np.random.default_rng(part.shuffle_seed).permutation(len(rows)))
+        index = write_chunks(temporary, rows, order, self.settings.block_rows)
+        save_file(statistics.tensors(), temporary / STATISTICS)
+        files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+        record = {"identity": self._identity_of(part), "files": files, "index": index}
+        write_text(temporary / RECORD, json.dumps(record, sort_keys=True))
+        os.rename(temporary, final)
+
+    def statistics(self, part: Part) -> RowStatistics:
+        """Statistics of a finished part."""
+        return RowStatistics.from_tensors(load_file(self.folder / part.name / STATISTICS))
+
+    def deliver(self, part: Part, target: Path) -> dict[str, Any]:
+        """Put the chunks of a finished part into `target`, linked where the file system allows it.
+
+        Returns:
+            LitData's index of them, under their new names `chunk-<part>-<number>.bin`.
+        """
+        index: dict[str, Any] = self._record(part)["index"]
+        chunks = []
+        for number, chunk in enumerate(index["chunks"]):
+            name = f"chunk-{part.number}-{number}.bin"
+            source = self.folder / part.name / chunk["filename"]
+            try:
+                os.link(source, target / name)
+            except OSError:
+                shutil.copyfile(source, target / name)
+            chunks.append({**chunk, "filename": name})
+        return {**index, "chunks": chunks}
+
+    def _embed(self, part: Part, progress: Progress) -> tuple[Tensor, RowStatistics]:
+        """Rows [num_rows, d_model] in the stored type, proteins by length, and their statistics."""
+        settings, plm = self.settings, self.plm
+        lengths = np.array([len(sequence) for sequence in part.sequences])
+        batches = length_sorted_batches(lengths, settings.max_tokens_per_batch)
+        stops = np.cumsum([lengths[batch].sum() for batch in batches])
+        rows = torch.empty(part.num_rows, plm.d_model, dtype=DTYPES[settings.dtype])
+
+        def embed(work: tuple[npt.NDArray[np.int64], int]) -> RowStatistics:
+            batch, stop = work
+            accessions = [part.accessions[i] for i in batch]
+            tokens = plm.tokenize([part.sequences[i] for i in batch], accessions)
+            hidden = plm.hidden(tokens, settings.layer, settings.hook)
+            stored = hidden.to(rows.dtype)
+            if not bool(torch.isfinite(stored).all()):
+                raise _not_finite(plm, settings, hidden, stored, accessions, lengths[batch])
+            rows[stop - len(stored) : stop] = stored
+            statistics = RowStatistics.zeros(plm.d_model)
+            statistics.add(hidden, stored)
+            return statistics
+
+        total = RowStatistics.zeros(plm.d_model)
+        for statistics in ordered_map(embed, zip(batches, stops.tolist(), strict=True), self.threads):
+            total.merge(statistics)
+            progress.update(int(statistics.count))
+        return rows, total
+
+    def _record(self, part: Part) -> Mapping[str, Any]:
+        record: dict[str, Any] = json.loads((self.folder / part.name / RECORD).read_text(encoding="utf-8"))
+        return record
+
+    def _identity_of(self, part: Part) -> str:
+        content = canonical_json({"accessions": part.accessions, "sequences": part.sequences})
+        return sha256_bytes(f"{self._identity}\n{content}\n{part.shuffle_seed}".encode())
+
+
+def _not_finite(
+    plm: ProteinLM,
+    settings: Settings,
+    hidden: Tensor,
+    stored: Tensor,
+    accessions: list[str],
+    lengths: npt.NDArray[np.int64],
+) -> DataError:
+    row = int((~torch.isfinite(stored)).any(dim=1).nonzero()[0, 0])
+    ends = np.cumsum(lengths)
+    protein = int(np.searchsorted(ends, row, side="right"))
+    position = row - int(ends[protein] - lengths[protein]) + 1
+    overflow = bool(torch.isfinite(hidden[row]).all())
+    return DataError(
+        f"layer {settings.layer} of '{plm.name}' gives values that are not finite"
+        + (f" in {settings.dtype} (largest: {float(hidden[row].abs().max()):.4g})" if overflow else ""),
+        where=f"{accessions[protein]}, residue {position}",
+        fix="store as bfloat16 or float32" if overflow else "drop the protein, or check the model's weights",
+    )
