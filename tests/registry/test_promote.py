@@ -1,0 +1,140 @@
+"""Promotion: aliases move only through the gates, and repeating it changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from plmsae.errors import UserError
+from plmsae.registry.connection import connect
+from plmsae.registry.gates import Gate, Gates
+from plmsae.registry.promote import promote
+from plmsae.registry.register import register
+from plmsae.registry.versions import aliases_of, get_version
+from tests.registry.outputs import FIDELITY, write_outputs
+
+NAME = "plmsae.esm_small.layer3.topk"
+GATES = Gates(
+    at_least={"fidelity": {"masked_loss_recovered_mean": Gate(limit=80.0, tolerance=2.0)}},
+    at_most={"fidelity": {"fvu": Gate(limit=0.5, tolerance=0.01)}},
+)
+
+
+def add(root: Path, *, fvu: float = 0.31, seed: int = 0, data: str = "MKV") -> int:
+    return register(write_outputs(root, seed=seed, fidelity={**FIDELITY, "fvu": fvu}, data=data), root).version
+
+
+def aliases(root: Path) -> dict[str, int]:
+    with connect(root) as client:
+        return aliases_of(client, NAME)
+
+
+def test_the_first_version_that_passes_is_champion(root: Path) -> None:
+    version = add(root)
+    decision = promote(NAME, version, GATES, root)
+    assert decision.promoted
+    assert decision.compared_with is None
+    assert aliases(root) == {"candidate": 1, "champion": 1}
+
+
+def test_the_old_champion_becomes_previous(root: Path) -> None:
+    promote(NAME, add(root), GATES, root)
+    better = add(root, fvu=0.25, seed=1)
+    decision = promote(NAME, better, GATES, root)
+    assert decision.promoted
+    assert decision.compared_with == 1
+    assert len(decision.checks) == 4
+    assert aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
+
+
+@pytest.mark.parametrize("fvu", [0.6, 0.33])
+def test_a_refusal_leaves_every_alias_and_says_the_numbers(root: Path, fvu: float) -> None:
+    promote(NAME, add(root), GATES, root)
+    worse = add(root, fvu=fvu, seed=1)
+    before = aliases(root)
+    decision = promote(NAME, worse, GATES, root)
+    assert not decision.promoted
+    assert aliases(root) == before == {"candidate": 2, "champion": 1}
+    assert all("fidelity.fvu" in reason for reason in decision.reasons)
+    error = decision.error()
+    assert error.exit_code == 4
+    assert f"fidelity.fvu = {fvu} is above" in str(error)
+    with connect(root) as client:
+        recorded = json.loads(get_version(client, NAME, worse).tags["promotion"])
+    assert recorded == json.loads(json.dumps(decision.record()))
+
+
+def test_repeating_a_promotion_changes_nothing(root: Path) -> None:
+    promote(NAME, add(root), GATES, root)
+    better = add(root, fvu=0.25, seed=1)
+    first = promote(NAME, better, GATES, root)
+    before = aliases(root)
+    assert promote(NAME, better, GATES, root) == first
+    assert aliases(root) == before
+
+
+class Cut(BaseException):
+    """Stands for the kill of the process."""
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_a_promotion_cut_off_at_any_step_ends_as_an_undisturbed_one(
+    root: Path, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(NAME, add(root), GATES, root)
+    better = add(root, fvu=0.25, seed=1)
+    whole = MlflowClient.set_registered_model_alias
+    count = 0
+
+    def cut(*args: object) -> None:
+        nonlocal count
+        if count == calls:
+            raise Cut
+        count += 1
+        whole(*args)
+        if count == 2:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", cut)
+        with pytest.raises(Cut):
+            promote(NAME, better, GATES, root)
+    decision = promote(NAME, better, GATES, root)
+    assert decision.promoted
+    assert decision.compared_with == 1
+    assert aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
+
+
+def test_other_data_cannot_be_compared(root: Path) -> None:
+    promote(NAME, add(root), GATES, root)
+    version = add(root, fvu=0.1, data="MKVA")
+    decision = promote(NAME, version, GATES, root)
+    assert not decision.promoted
+    assert decision.reasons[0].startswith("the champion (version 1) was evaluated on other data or settings")
+    accepted = promote(NAME, version, GATES.model_copy(update={"other_evaluation": "accept"}), root)
+    assert accepted.promoted
+    assert accepted.compared_with is None
+    assert aliases(root)["champion"] == version
+
+
+def test_stricter_gates_are_applied_to_the_champion_again(root: Path) -> None:
+    version = add(root)
+    assert promote(NAME, version, GATES, root).promoted
+    strict = GATES.model_copy(update={"at_most": {"fidelity": {"fvu": Gate(limit=0.1)}}})
+    assert not promote(NAME, version, strict, root).promoted
+    assert aliases(root)["champion"] == version
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "message"),
+    [(NAME, 9, "it has: 1"), ("plmsae.esm_small.layer3.topkk", 1, f"did you mean '{NAME}'?")],
+)
+def test_what_does_not_exist_cannot_be_promoted(root: Path, name: str, version: int, message: str) -> None:
+    add(root)
+    with pytest.raises(UserError) as caught:
+        promote(name, version, GATES, root)
+    assert message in str(caught.value)
+    assert aliases(root) == {"candidate": 1}
