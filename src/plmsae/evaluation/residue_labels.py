@@ -122,7 +122,7 @@ class Labels:
 
     def num_instances_of(self) -> Counts:
         """[C] annotation instances of each concept."""
-        return np.diff(self.membership.indptr).astype(np.int64)
+        return np.asarray(np.diff(self.membership.indptr), dtype=np.int64)
 
     def residues_per_row(self) -> Counts:
         """[num_rows, C] labelled residues of each sequence."""
