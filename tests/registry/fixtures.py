@@ -10,13 +10,17 @@ import torch
 
 from plmsae.registry.connection import connect
 
+_MADE: list[Path] = []
+
 
 @pytest.fixture(scope="session")
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("empty")
-    with connect(root, create=True):
-        pass
-    return root / ".plmsae"
+    if not _MADE:  # the fixture is imported into several folders, each of which has it as its own
+        root = tmp_path_factory.mktemp("empty")
+        with connect(root, create=True):
+            pass
+        _MADE.append(root / ".plmsae")
+    return _MADE[0]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Print a table, or with --json a list of objects with name, version, aliases, metrics and tags."""
     from plmsae.registry.connection import connect
+    from plmsae.registry.headlines import HEADLINES
     from plmsae.registry.versions import aliases_of_known, list_versions
 
     with connect() as client:
@@ -39,11 +40,11 @@ def main(args: argparse.Namespace) -> int:
     if not versions:
         print("nothing is registered yet; run the pipeline: dvc repro")
         return 0
-    shown = _headlines([item.metrics for item in versions])
-    header = ["NAME", "VERSION", "ALIASES", *shown]
+    shown = [name for name in HEADLINES if any(name in item.metrics for item in versions)]
+    header = ["NAME", "VERSION", "ALIASES", *(HEADLINES[name].short for name in shown)]
     table = [
         [item.name, str(item.version), ",".join(item.aliases) or "-"]
-        + [f"{item.metrics[name]:.4g}" if name in item.metrics else "-" for name in shown]
+        + [HEADLINES[name].text(item.metrics, name, interval=False) if name in item.metrics else "-" for name in shown]
         for item in versions
     ]
     widths = [max(len(row[column]) for row in [header, *table]) for column in range(len(header))]
@@ -55,10 +56,3 @@ def main(args: argparse.Namespace) -> int:
             for name, value in item.metrics.items():
                 print(f"  {name} = {value:.6g}")
     return 0
-
-
-def _headlines(metrics: list[dict[str, float]]) -> list[str]:
-    """The headline metrics that at least one version has."""
-    from plmsae.registry.headlines import HEADLINES
-
-    return [name for name in HEADLINES if any(name in item for item in metrics)]
