@@ -35,7 +35,7 @@ def run_suite(suite: Suite, frame: pd.DataFrame, *, num_examples: int = 5) -> li
     Returns:
         One finding per rule, in the suite's order.
     """
-    keys = [key for key in suite.keys if key in frame.columns]
+    absent = {rule.name: sorted(set(rule.columns) - set(frame.columns)) for rule in suite.rules}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = gx.get_context(mode="ephemeral")
@@ -47,19 +47,25 @@ def run_suite(suite: Suite, frame: pd.DataFrame, *, num_examples: int = 5) -> li
             expectations=[
                 getattr(gxe, rule.expectation)(**rule.arguments, severity=rule.severity, meta={"rule": rule.name})
                 for rule in suite.rules
+                if not absent[rule.name]
             ],
         )
         outcome = batch.validate(
             expectations,
             result_format={
                 "result_format": "COMPLETE",
-                "unexpected_index_column_names": keys,
+                "unexpected_index_column_names": [key for key in suite.keys if key in frame.columns],
                 "partial_unexpected_count": num_examples,
                 "return_unexpected_index_query": False,
             },
         )
     by_rule = {result.expectation_config.meta["rule"]: result for result in outcome.results}
-    return [_finding(suite, rule, by_rule[rule.name], num_examples) for rule in suite.rules]
+    return [
+        Finding(suite.table, rule, False, 0, 0, f"no column '{absent[rule.name][0]}'")
+        if absent[rule.name]
+        else _finding(suite, rule, by_rule[rule.name], num_examples)
+        for rule in suite.rules
+    ]
 
 
 def _finding(suite: Suite, rule: Rule, outcome: Any, num_examples: int) -> Finding:

@@ -54,7 +54,7 @@ def annotation_frame(annotations: pd.DataFrame, sequences: pd.DataFrame) -> pd.D
     sequence = pd.Series(rows.reindex(keys).to_numpy(dtype=object), index=frame.index, dtype=object)
     known = sequence.notna()
     frame["has_sequence"] = known
-    frame["row_length"] = sequence.str.len().astype("Float64") if len(frame) else pd.Series(dtype="Float64")
+    frame["row_length"] = sequence.str.len().astype("Int64") if len(frame) else pd.Series(dtype="Int64")
     first, last = frame["offset"] + frame["start"] + 1, frame["offset"] + frame["end"]
     frame["position"] = (first.astype(str) + ".." + last.astype(str)).where(first != last, first.astype(str))
     inside = known & (frame["start"] >= 0) & (frame["end"] > frame["start"]) & (frame["end"] <= frame["row_length"])
@@ -76,7 +76,7 @@ def annotation_frame(annotations: pd.DataFrame, sequences: pd.DataFrame) -> pd.D
         bonds, [a + b for a, b in zip(letters(bonds, starts), letters(bonds, ends), strict=True)]
     )
     signals = inside & (kind == "Signal peptide") & (frame["offset"] == 0)
-    frame["signal_start"] = facts(signals, (starts[signals] + 1).astype(float)).astype("Float64")
+    frame["signal_start"] = facts(signals, starts[signals] + 1).astype("Int64")
     phospho = inside & (kind == "Modified residue") & note.str.match(r"Phospho(?:serine|threonine|tyrosine)\b")
     named = note[phospho].str.extract(r"^(Phospho\w+)")[0]
     frame["phospho_residue"] = facts(

@@ -32,10 +32,13 @@ class Rule:
     @property
     def column(self) -> str:
         """The column or columns that it is about, or empty for a rule about the whole table."""
-        if self.about:
-            return self.about
+        return self.about or ", ".join(self.columns)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it reads."""
         named = [self.arguments[key] for key in ("column", "column_A", "column_B") if key in self.arguments]
-        return ", ".join([*named, *self.arguments.get("column_list", ())])
+        return [*named, *self.arguments.get("column_list", ())]
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def annotations_suite(*, residue_facts: float) -> Suite:
             "no annotation stands twice",
         ),
         fact(["CC"], "disulfide_ends", "disulfides_join_cysteines", "disulfide bonds join two C"),
-        fact([1.0], "signal_start", "signals_start_at_1", "signal peptides start at residue 1"),
+        fact([1], "signal_start", "signals_start_at_1", "signal peptides start at residue 1"),
         fact(
             ["Phosphoserine on S", "Phosphothreonine on T", "Phosphotyrosine on Y"],
             "phospho_residue",
