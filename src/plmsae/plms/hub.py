@@ -36,7 +36,7 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
         commit = folder.name
         try:
             fetch(WEIGHTS, commit)
-        except errors.RemoteEntryNotFoundError:
+        except errors.EntryNotFoundError:
             index = fetch(WEIGHTS_INDEX, commit)
             for shard in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
                 fetch(shard, commit)

@@ -164,7 +164,7 @@ def read_weights(folder: Path) -> EsmWeights:
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt", device="cpu") as handle:
-                tensors.update({name: handle.get_tensor(name) for name in handle.keys()})  # noqa: SIM118
+                tensors.update({_current_name(name): handle.get_tensor(name) for name in handle.keys()})  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise DataError(
                 f"weight file '{file.name}' is corrupted", where=f"{file}: {error}", fix="restore or download it again"
@@ -204,6 +204,11 @@ def read_weights(folder: Path) -> EsmWeights:
     )
 
 
+def _current_name(name: str) -> str:
+    """`save_pretrained` of transformers 5 writes some LayerNorms under the names of TensorFlow's."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
 def _block(prefix: str, config: EsmConfig, affine: Callable[..., Affine]) -> Block:
     d, wide = config.hidden_size, config.intermediate_size
     query, key, value = (affine(f"{prefix}.attention.self.{name}", d, d) for name in ("query", "key", "value"))
@@ -235,9 +240,9 @@ def _fuse(query: Affine, key: Affine, value: Affine, config: EsmConfig) -> Affin
 
 
 def _inverse_frequencies(config: EsmConfig, tensors: dict[str, Tensor]) -> Tensor:
-    """theta^(-2i / head_dim), or what the checkpoint stores: older ones hold values rounded to fp16 in training."""
-    stored = sorted(name for name in tensors if name.endswith("rotary_embeddings.inv_freq"))
-    if stored:
-        return tensors[stored[0]].float()
+    """theta^(-2i / head_dim), or what each layer of an older checkpoint stores: values rounded to fp16 in training."""
+    stored = tensors.get("esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq")
+    if stored is not None:
+        return stored.float()
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     return 1.0 / (config.rope_theta**exponents)
