@@ -1,0 +1,250 @@
+"""Stage `train_sae`: a sparse autoencoder on the rows of an activation store, exported for raw activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from plmsae.errors import UserError, did_you_mean
+from plmsae.params import Params
+from plmsae.saes import trainable_architectures
+from plmsae.stages.spec import Input, Plot, Resources, Stage, StageContext, StageResult
+
+if TYPE_CHECKING:
+    from plmsae.activations.metadata import StoreMetadata
+    from plmsae.saes.config import SaeConfig
+    from plmsae.training.settings import TrainingSettings
+
+
+class TrainSaeParams(Params):
+    """Parameters of `train_sae`."""
+
+    architecture: str = Field(
+        "topk",
+        description="SAE architecture.",
+        json_schema_extra={"enum": list(trainable_architectures())},
+    )
+    expansion_factor: int | None = Field(
+        16, ge=1, le=1024, description="Latents per dimension of the activations; null if dictionary_size is given."
+    )
+    dictionary_size: int | None = Field(
+        None, ge=1, le=4_194_304, description="Number of latents; null if expansion_factor is given."
+    )
+    k: int = Field(32, ge=1, description="Latents that may be active on a residue.")
+    tokens: int = Field(4_000_000, ge=1, description="Length of the training in residues, rounded up to whole batches.")
+    batch_size: int = Field(2048, ge=1, le=1_048_576, description="Residues of a step.")
+    learning_rate: float | None = Field(
+        None, gt=0, lt=1, description="Adam's rate after the warm-up; null takes 2e-4 sqrt(2^14 / dictionary size)."
+    )
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    decay_fraction: float = Field(
+        0.2, ge=0, le=1, description="Share of the training, at its end, over which the rate falls linearly to zero."
+    )
+    aux_alpha: float = Field(1 / 32, ge=0, description="Weight of AuxK, which revives dead latents; 0 turns it off.")
+    aux_k: int | None = Field(
+        None, ge=1, description="Dead latents that AuxK may use per residue; null takes half of the activations' width."
+    )
+    dead_after_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="A latent that has not fired for so many training residues is dead; null takes a twentieth of the "
+        "training, at most 10 million.",
+    )
+    validate_every: int = Field(50, ge=1, description="Steps between rows of curves.csv.")
+    num_valid_rows: int = Field(8192, ge=1, description="Held-out residues behind valid_fvu in curves.csv.")
+    num_test_rows: int = Field(262_144, ge=1, description="Held-out residues, at most, behind the metrics at the end.")
+    num_latent_max_rows: int = Field(
+        524_288, ge=1, description="Training residues, at most, over which each latent's largest value is taken."
+    )
+    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints, from which a killed run resumes.")
+    kernel: Literal["auto", "reference"] = Field(
+        "auto", description="`auto` is the fastest step, `reference` the plain dense one of the papers."
+    )
+    threads: int = Field(2, ge=1, le=256, description="CPU threads; the same number gives the same bytes.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to train; auto takes a GPU if there is one."
+    )
+    seed: int = Field(0, ge=0, lt=2**53, description="Seed of the initial weights and of the order of the rows.")
+
+    @field_validator("architecture")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in trainable_architectures():
+            raise ValueError(f"unknown architecture; {did_you_mean(value, trainable_architectures())}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSaeParams:
+        if (self.expansion_factor is None) == (self.dictionary_size is None):
+            raise ValueError("give one of expansion_factor and dictionary_size and set the other to null")
+        if self.dictionary_size is not None and self.k > self.dictionary_size:
+            raise ValueError(f"k = {self.k} is larger than the dictionary of {self.dictionary_size} latents")
+        return self
+
+
+STAGE = Stage(
+    id="train_sae",
+    summary="Train a sparse autoencoder on stored activations and export it for raw activations.",
+    params=TrainSaeParams,
+    inputs=(Input("activations", "activations", "extract_activations"),),
+    kind="sae",
+    run="plmsae.stages.train_sae:run",
+    code=("activations", "artifacts", "figures.py", "saes", "training"),
+    resources=Resources(cpu=4, memory_gib=8, gpu=1, retry="gpu"),
+    plots=(
+        Plot("curves.csv", "tokens", ("fvu", "valid_fvu"), "Fraction of variance unexplained"),
+        Plot("curves.csv", "tokens", ("loss",), "Training loss"),
+        Plot("curves.csv", "tokens", ("l0",), "Active latents per residue (L0)"),
+        Plot("curves.csv", "tokens", ("dead_fraction",), "Share of dead latents"),
+        Plot("density.csv", "log10_density", ("num_latents",), "How often latents fire"),
+    ),
+    tracked=True,
+)
+
+
+def run(context: StageContext) -> StageResult:
+    """Train in normalised space, fold the normaliser, measure on held-out proteins, write the SAE.
+
+    Raises:
+        UserError: Parameters that do not fit each other or the store, or a device that is not there.
+        DataError: Activations that are not finite or do not vary, or a training that diverged.
+    """
+    import torch
+
+    from plmsae.activations.metadata import read_metadata
+    from plmsae.activations.reader import ActivationReader
+    from plmsae.artifacts.manifest import manifest_sha256
+    from plmsae.training.data import Scaled
+    from plmsae.training.export import export, held_out, measure_latent_max
+    from plmsae.training.figures import draw_curves, draw_density
+    from plmsae.training.loop import train
+
+    params: TrainSaeParams = context.params
+    torch.set_num_threads(params.threads)
+    store = context.inputs["activations"]
+    metadata = read_metadata(store)
+    config, settings = _config(params, metadata), _settings(params, metadata)
+
+    def reader(split: str) -> ActivationReader:
+        return ActivationReader(store, split, params.batch_size, params.seed)
+
+    scale = metadata.normaliser.scale
+    trained = train(
+        config,
+        params.kernel,
+        Scaled(reader("train"), scale),
+        Scaled(reader("valid"), scale),
+        settings,
+        context.checkpoints,
+    )
+    sae = trained.sae.folded(scale)
+    latent_max_rows = measure_latent_max(sae, reader("train"), params.num_latent_max_rows)
+    measured = held_out(sae, reader("valid"), params.num_test_rows)
+    last = trained.curves[-1]
+    metrics = {
+        **measured.compute(),
+        "loss": last["loss"],
+        "train_fvu": last["fvu"],
+        "train_dead_fraction": trained.dead_fraction,
+        "training_tokens": settings.num_steps * settings.batch_size,
+        "training_epochs": settings.num_steps * settings.batch_size / metadata.num_tokens["train"],
+    }
+    record = {
+        "steps": settings.num_steps,
+        "tokens": metrics["training_tokens"],
+        "train_rows": metadata.num_tokens["train"],
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": settings.warmup_steps,
+        "decay_fraction": settings.decay_fraction,
+        "dead_after_tokens": settings.dead_after_tokens,
+        "seed": params.seed,
+        "kernel": params.kernel,
+        "device": settings.device,
+        "threads": params.threads,
+        "latent_max_rows": latent_max_rows,
+        "sequences_sha256": metadata.sequences_sha256,
+        "activations_manifest_sha256": manifest_sha256(store),
+    }
+    export(sae, record, metrics, context.output / "sae")
+    histogram = measured.density_histogram()
+    num_silent = int((measured.counts == 0).sum())
+    _write_csv(context.output / "curves.csv", trained.curves)
+    _write_csv(
+        context.output / "density.csv", [{"log10_density": low, "num_latents": number} for low, number in histogram]
+    )
+    draw_curves(trained.curves, config.k, context.output / "figures" / "curves.png")
+    draw_density(histogram, num_silent, measured.num_tokens, context.output / "figures" / "density.png")
+    return StageResult(metrics=metrics, summary=_summary(config, settings, metrics))
+
+
+def _config(params: TrainSaeParams, metadata: StoreMetadata) -> SaeConfig:
+    from plmsae.saes import SaeConfig
+
+    size = params.dictionary_size or (params.expansion_factor or 1) * metadata.d_model
+    if params.k > size:
+        raise UserError(
+            f"k = {params.k} is larger than the dictionary of {size} latents",
+            where="train_sae.k",
+            fix=f"lower train_sae.k to at most {size}, or enlarge the dictionary",
+        )
+    if params.aux_k is not None and params.aux_k > size:
+        raise UserError(
+            f"aux_k = {params.aux_k} is larger than the dictionary of {size} latents",
+            where="train_sae.aux_k",
+            fix="lower it, or set it to null",
+        )
+    return SaeConfig(
+        architecture=params.architecture,
+        d_model=metadata.d_model,
+        dictionary_size=size,
+        k=params.k,
+        plm=metadata.plm,
+        plm_revision=metadata.plm_revision,
+        layer=metadata.layer,
+        hook=metadata.hook,
+        normaliser={"kind": "rms", "scale": metadata.normaliser.scale, "folded": False},
+        options={"aux_alpha": params.aux_alpha, "aux_k": params.aux_k},
+    )
+
+
+def _settings(params: TrainSaeParams, metadata: StoreMetadata) -> TrainingSettings:
+    from plmsae.training.schedules import default_learning_rate
+    from plmsae.training.settings import TrainingSettings, resolve_device
+
+    size = params.dictionary_size or (params.expansion_factor or 1) * metadata.d_model
+    return TrainingSettings(
+        num_steps=-(-params.tokens // params.batch_size),
+        batch_size=params.batch_size,
+        learning_rate=params.learning_rate or default_learning_rate(size),
+        warmup_steps=params.warmup_steps,
+        decay_fraction=params.decay_fraction,
+        dead_after_tokens=params.dead_after_tokens or min(10_000_000, max(1, params.tokens // 20)),
+        validate_every=params.validate_every,
+        num_valid_rows=params.num_valid_rows,
+        checkpoint_every=params.checkpoint_every,
+        seed=params.seed,
+        device=resolve_device(params.device),
+    )
+
+
+def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
+    import csv
+
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def _summary(config: SaeConfig, settings: TrainingSettings, metrics: Mapping[str, float]) -> str:
+    return (
+        f"A {config.architecture} SAE with {config.dictionary_size:,} latents (k = {config.k}) on layer {config.layer} "
+        f"({config.hook}) of {config.plm}, trained on {metrics['training_tokens']:,} residues "
+        f"({metrics['training_epochs']:.1f} epochs, {settings.num_steps:,} steps). On {metrics['num_tokens']:,} residues "
+        f"of held-out proteins it leaves {metrics['fvu']:.1%} of the variance unexplained with {metrics['l0']:.1f} "
+        f"latents active per residue; {metrics['dead_fraction']:.1%} of the latents never fire there."
+    )

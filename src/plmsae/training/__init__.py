@@ -1,0 +1,1 @@
+"""Training of sparse autoencoders on a stream of activations: exact to resume, and the same bytes every time."""

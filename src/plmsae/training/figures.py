@@ -1,0 +1,70 @@
+"""Figures of a training: how it went, and how often the latents fire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from plmsae.figures import COLORS, GREY, new_figure, save_figure
+from plmsae.training.metrics import DENSITY_BINS_PER_DECADE
+
+
+def draw_curves(curves: Sequence[Mapping[str, float]], k: int, path: Path) -> None:
+    """Loss, FVU, L0 and dead latents against training tokens.
+
+    Args:
+        curves: Rows of `curves.csv`.
+        k: The most latents per token, drawn beside L0.
+        path: PNG to write.
+    """
+    figure, axes = new_figure(2, 2, panel=(4.6, 2.8))
+    tokens = [row["tokens"] / 1e6 for row in curves]
+
+    def line(panel: int, name: str, label: str, color: str) -> None:
+        axes[panel].plot(tokens, [row[name] for row in curves], label=label, color=color)
+
+    line(0, "loss", "total loss", COLORS[0])
+    axes[0].set_yscale("log")
+    axes[0].set_title("Training loss")
+    axes[0].set_ylabel("squared error + AuxK\n(unit mean squared norm)")
+    line(1, "fvu", "training", COLORS[0])
+    line(1, "valid_fvu", "held-out proteins", COLORS[1])
+    axes[1].set_yscale("log")
+    axes[1].set_title("Fraction of variance unexplained")
+    axes[1].set_ylabel("FVU")
+    line(2, "l0", "L0", COLORS[0])
+    axes[2].axhline(k, color=GREY, linewidth=1, linestyle="--", label=f"k = {k}")
+    axes[2].set_ylim(0, 1.15 * k)
+    axes[2].set_title("Active latents per residue")
+    axes[2].set_ylabel("L0")
+    axes[3].plot(tokens, [100 * row["dead_fraction"] for row in curves], color=COLORS[0])
+    axes[3].set_ylim(0, max(10.0, 110 * max(row["dead_fraction"] for row in curves)))
+    axes[3].set_title("Dead latents")
+    axes[3].set_ylabel("% of the dictionary")
+    for axis in axes[2:]:
+        axis.set_xlabel("training tokens (millions)")
+    for axis in axes[1:3]:
+        axis.legend()
+    for axis in axes:
+        axis.set_xlim(left=0)
+    save_figure(figure, path)
+
+
+def draw_density(histogram: Sequence[tuple[float, int]], num_silent: int, num_tokens: int, path: Path) -> None:
+    """Histogram of log10 firing density.
+
+    Args:
+        histogram: (lower edge of log10 density, number of latents).
+        num_silent: Latents that fired on no row; they have no place on the axis and are named in the title.
+        num_tokens: Rows behind the densities.
+        path: PNG to write.
+    """
+    figure, (axis,) = new_figure(1, 1, panel=(5.6, 3.4))
+    width = 1 / DENSITY_BINS_PER_DECADE
+    axis.bar([low for low, _ in histogram], [number for _, number in histogram], width=width, align="edge", linewidth=0)
+    axis.set_xlim(min(low for low, _ in histogram), 0)
+    axis.set_title(f"How often latents fire ({num_tokens:,} held-out residues)")
+    axis.set_xlabel("log10 of the share of residues on which a latent fires")
+    axis.set_ylabel("latents")
+    axis.annotate(f"{num_silent:,} never fire", (0.02, 0.93), xycoords="axes fraction", color=GREY)
+    save_figure(figure, path)

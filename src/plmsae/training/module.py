@@ -1,0 +1,151 @@
+"""One SAE under Lightning: a training step whose order is explicit, and state that a checkpoint can hold exactly.
+
+The order matters: remove the atoms' parallel gradient, clip the global norm, Adam, renormalise the atoms. Clipping
+before the projection would scale by a gradient that is then thrown away; projecting after Adam would let its moments
+fill with a direction that the renormalisation undoes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from plmsae.errors import DataError
+from plmsae.saes.base import LossTerms, SparseAutoencoder
+from plmsae.training.checkpoint import Checkpoint
+from plmsae.training.schedules import warmup_decay
+from plmsae.training.settings import TrainingSettings
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass
+class Window:
+    """Sums since the last row of the curves: loss, squared error, AuxK and active latents per step, and steps."""
+
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    num_steps: int = 0
+
+    def add(self, total: float, reconstruction: float, aux: float, active: float) -> None:
+        """Add one step."""
+        self.sums = [old + new for old, new in zip(self.sums, (total, reconstruction, aux, active))]
+        self.num_steps += 1
+
+    def means(self) -> list[float]:
+        """Means per step."""
+        return [value / max(self.num_steps, 1) for value in self.sums]
+
+
+class SaeModule(LightningModule):
+    """Trains one SAE; the loop around it decides when to validate, report and save.
+
+    Args:
+        sae: The SAE, initialised.
+        settings: How to train it.
+        after_step: Called with the module when a step is complete.
+    """
+
+    def __init__(
+        self, sae: SparseAutoencoder, settings: TrainingSettings, after_step: Callable[[SaeModule], None]
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.sae = sae
+        self.settings = settings
+        self.after_step = after_step
+        self.num_steps_done = 0
+        self.window = Window()
+        # Training tokens since each latent last fired; all start as if they had just done so.
+        self.register_buffer("tokens_since_fired", torch.zeros(sae.config.dictionary_size, dtype=torch.int64))
+        self._restored: Checkpoint | None = None
+
+    tokens_since_fired: Tensor
+
+    @property
+    def num_tokens_done(self) -> int:
+        """Training tokens seen so far."""
+        return self.num_steps_done * self.settings.batch_size
+
+    @property
+    def dead(self) -> Tensor:
+        """Latents [n] that have been silent for `dead_after_tokens`."""
+        return self.tokens_since_fired >= self.settings.dead_after_tokens
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam; the tiny eps is Gao et al.'s: gradients of rare latents are far below the usual 1e-8."""
+        optimizer = torch.optim.Adam(
+            self.sae.parameters(), lr=self.settings.learning_rate, betas=(0.9, 0.999), eps=6.25e-10, fused=True
+        )
+        if self._restored is not None:
+            for name, parameter in self.sae.named_parameters():
+                optimizer.state[parameter] = {
+                    moment: self._restored.tensors[f"adam.{name}.{moment}"].to(parameter.device) for moment in _MOMENTS
+                }
+        return optimizer
+
+    def training_step(self, batch: Tensor, batch_index: int) -> None:
+        """One step on rows [B, d] of unit mean squared norm.
+
+        Raises:
+            DataError: The loss is not finite.
+        """
+        del batch_index
+        settings, optimizer = self.settings, self.optimizers()
+        terms: LossTerms = self.sae.loss(batch, self.dead)
+        self._check(terms)
+        optimizer.zero_grad()
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        self.sae.constrain_gradients()
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), settings.clip_norm)
+        factor = warmup_decay(self.num_steps_done, settings.num_steps, settings.warmup_steps, settings.decay_fraction)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * factor
+        optimizer.step()
+        self.sae.constrain_weights()
+        self.tokens_since_fired += len(batch)
+        self.tokens_since_fired[terms.counts > 0] = 0
+        self.num_steps_done += 1
+        self.window.add(*self._numbers)
+        self.after_step(self)
+
+    def _check(self, terms: LossTerms) -> None:
+        active = terms.counts.sum() / self.settings.batch_size
+        values = torch.stack([terms.total.detach(), terms.reconstruction, terms.aux, active]).tolist()
+        self._numbers: list[float] = values
+        if not all(math.isfinite(value) for value in values):
+            raise DataError(
+                f"the training diverged: the loss of step {self.num_steps_done} is not finite",
+                where=f"learning rate {self.settings.learning_rate:.3g}",
+                fix="lower train_sae.learning_rate or lengthen train_sae.warmup_steps",
+            )
+
+    def checkpoint(self, info: dict[str, Any]) -> Checkpoint:
+        """Everything that the rest of the training depends on; `info` is what the loop adds."""
+        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        tensors["tokens_since_fired"] = self.tokens_since_fired
+        state = self.optimizers().optimizer.state
+        for name, parameter in self.sae.named_parameters():
+            tensors |= {f"adam.{name}.{moment}": state[parameter][moment] for moment in _MOMENTS}
+        window = {"sums": self.window.sums, "num_steps": self.window.num_steps}
+        return Checkpoint(self.num_steps_done, tensors, {"window": window, **info})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint; call before the loop starts."""
+        prefix = "sae."
+        self.sae.load_state_dict(
+            {
+                name.removeprefix(prefix): tensor
+                for name, tensor in checkpoint.tensors.items()
+                if name.startswith(prefix)
+            }
+        )
+        self.tokens_since_fired.copy_(checkpoint.tensors["tokens_since_fired"])
+        self.num_steps_done = checkpoint.step
+        self.window = Window(**checkpoint.info["window"])
+        self._restored = checkpoint

@@ -1,0 +1,26 @@
+"""Learning rate as a function of the step alone, so that a resumed run needs no scheduler state."""
+
+from __future__ import annotations
+
+
+def warmup_decay(step: int, num_steps: int, warmup_steps: int, decay_fraction: float) -> float:
+    """Linear warm-up, constant, linear decay to zero over the last part (Conerly et al. 2024: the last fifth).
+
+    Args:
+        step: 0-based step that is about to be taken.
+        num_steps: Length of the training.
+        warmup_steps: Steps until the full rate; 0 for none.
+        decay_fraction: Share of the training over which the rate falls; 0 for none.
+
+    Returns:
+        Factor in (0, 1] for the learning rate.
+    """
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    decay_steps = decay_fraction * num_steps
+    decay = min(1.0, (num_steps - step) / decay_steps) if decay_steps else 1.0
+    return min(warmup, decay)
+
+
+def default_learning_rate(dictionary_size: int) -> float:
+    """Gao et al. 2024 (Figure 3): the best rate falls as 1/sqrt(n); 2e-4 at n = 2^14, as in dictionary_learning."""
+    return float(2e-4 * (2**14 / dictionary_size) ** 0.5)

@@ -1,0 +1,57 @@
+"""Synthetic activations: sparse sums of known directions around a mean, and a source that serves them by step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plmsae.saes import SaeConfig
+from plmsae.training.settings import TrainingSettings
+
+D_MODEL, NUM_DIRECTIONS = 16, 48
+
+
+def activations(num_rows: int, seed: int = 0) -> Tensor:
+    """Rows [N, 16] of unit mean squared norm: 48 sparse directions and a common mean."""
+    generator = torch.Generator().manual_seed(99)
+    directions = torch.randn(NUM_DIRECTIONS, D_MODEL, generator=generator)
+    generator = torch.Generator().manual_seed(seed)
+    weights = (torch.randn(num_rows, NUM_DIRECTIONS, generator=generator) - 1.6).relu()
+    x = weights @ directions + 0.5
+    return x / x.square().sum(1).mean().sqrt()
+
+
+class Rows:
+    """A source in memory: the rows in order, again and again."""
+
+    def __init__(self, x: Tensor, batch_size: int) -> None:
+        self.x, self.batch_size = x, batch_size
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.x)
+
+    def batch(self, step: int) -> Tensor:
+        return self.x[(torch.arange(self.batch_size) + step * self.batch_size) % len(self.x)]
+
+
+def small_config(k: int = 6, dictionary_size: int = 64, **options: object) -> SaeConfig:
+    normaliser = {"kind": "rms", "scale": 1.0, "folded": False}
+    return SaeConfig("topk", D_MODEL, dictionary_size, k, "plm", "revision", 1, "residual", normaliser, options)
+
+
+def small_settings(**changes: object) -> TrainingSettings:
+    settings: dict[str, object] = {
+        "num_steps": 120,
+        "batch_size": 256,
+        "learning_rate": 3e-3,
+        "warmup_steps": 10,
+        "decay_fraction": 0.2,
+        "dead_after_tokens": 4096,
+        "validate_every": 20,
+        "num_valid_rows": 1000,
+        "checkpoint_every": 25,
+        "seed": 3,
+        "num_init_rows": 2048,
+    }
+    return TrainingSettings(**{**settings, **changes})  # type: ignore[arg-type]

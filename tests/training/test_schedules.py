@@ -1,0 +1,22 @@
+import pytest
+
+from plmsae.training.schedules import default_learning_rate, warmup_decay
+
+
+def test_warmup_plateau_and_decay_by_hand() -> None:
+    factors = [warmup_decay(step, num_steps=10, warmup_steps=4, decay_fraction=0.5) for step in range(10)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_no_warmup_and_no_decay_is_constant() -> None:
+    assert {warmup_decay(step, 7, 0, 0.0) for step in range(7)} == {1.0}
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [(100, 1.0), (3, 0.01), (0, 1.0)])
+def test_the_factor_is_never_zero_or_above_one(warmup: int, decay: float) -> None:
+    assert all(0 < warmup_decay(step, 20, warmup, decay) <= 1 for step in range(20))
+
+
+def test_default_rate_halves_when_the_dictionary_grows_fourfold() -> None:
+    assert default_learning_rate(2**14) == pytest.approx(2e-4)
+    assert default_learning_rate(2**12) == pytest.approx(4e-4)
