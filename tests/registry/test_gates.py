@@ -74,7 +74,7 @@ def test_messages_show_both_numbers() -> None:
     ]
     assert texts == [
         "fidelity.recovered = 70 is below 80",
-        "fidelity.fvu = 0.3 is not above 0.5",
+        "fidelity.fvu = 0.3; asked: at most 0.5",
         "fidelity.fvu = 0.3 is above 0.25 (the champion's, with tolerance)",
     ]
 

@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     header = ["NAME", "VERSION", "ALIASES", *(HEADLINES[name].short for name in shown)]
     table = [
         [item.name, str(item.version), ",".join(item.aliases) or "-"]
-        + [HEADLINES[name].text(item.metrics, name, interval=False) if name in item.metrics else "-" for name in shown]
+        + [HEADLINES[name].value(item.metrics, name) if name in item.metrics else "-" for name in shown]
         for item in versions
     ]
     widths = [max(len(row[column]) for row in [header, *table]) for column in range(len(header))]

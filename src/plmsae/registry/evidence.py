@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from plmsae.artifacts.checksums import sha256_bytes, sha256_file
 from plmsae.artifacts.manifest import Manifest, manifest_sha256
-from plmsae.errors import DataError
 from plmsae.params import canonical_json, params_sha256
+from plmsae.registry.json_files import read_json
 
 if TYPE_CHECKING:
     from plmsae.saes.config import SaeConfig
@@ -38,8 +37,8 @@ class Evidence:
 
     @property
     def evaluations(self) -> dict[str, Path]:
-        """Evaluation -> its output folder, by name."""
-        return {name: self.folders[name] for name in sorted(self.folders) if self.manifests[name].kind == "result"}
+        """Evaluation -> its output folder, in the order of the stage's inputs."""
+        return {name: folder for name, folder in self.folders.items() if self.manifests[name].kind == "result"}
 
     def sha256(self) -> str:
         """Names the evidence: the manifests of the SAE and of every evaluation."""
@@ -102,18 +101,3 @@ class Evidence:
     def source(self) -> dict[str, Any]:
         """`source.json` of the sequences: source, release, licence, sha256, num_records."""
         return read_json(self.folders["sequences"] / "source.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        DataError: The file is missing or not a JSON object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"'{path.name}' cannot be read", where=str(path), fix="run the stage that writes it") from error
-    if not isinstance(data, dict):
-        raise DataError(f"'{path.name}' is not a JSON object", where=str(path), fix="run the stage that writes it")
-    return data

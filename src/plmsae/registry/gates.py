@@ -76,9 +76,11 @@ class Check:
         """For people, e.g. `fidelity.fvu = 0.412 is above 0.4`."""
         if self.value is None:
             return f"{self.metric} was not measured ({self.hint})"
-        side = "below" if self.rule in ("at_least", "not_below_champion") else "above"
         against = f"{self.limit:.4g}" + (" (the champion's, with tolerance)" if "champion" in self.rule else "")
-        return f"{self.metric} = {self.value:.4g} is {'not ' if self.passed else ''}{side} {against}"
+        lower = self.rule in ("at_least", "not_below_champion")
+        if self.passed:
+            return f"{self.metric} = {self.value:.4g}; asked: at {'least' if lower else 'most'} {against}"
+        return f"{self.metric} = {self.value:.4g} is {'below' if lower else 'above'} {against}"
 
     def record(self) -> dict[str, Any]:
         """JSON form."""

@@ -22,13 +22,16 @@ class Headline:
     digits: int
     unit: str = ""
 
-    def text(self, metrics: Mapping[str, float], name: str, *, interval: bool = True) -> str:
-        """For people, e.g. `93.1 % [92.8, 93.4]`; the interval where there is one."""
-        shown = f"{metrics[name]:.{self.digits}f}{self.unit}"
+    def value(self, metrics: Mapping[str, float], name: str) -> str:
+        """For people, e.g. `93.1 %`."""
+        return f"{metrics[name]:.{self.digits}f}{self.unit}"
+
+    def interval(self, metrics: Mapping[str, float], name: str) -> str:
+        """For people, e.g. `[92.8, 93.4]`; empty where there is none."""
         low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        if interval and low is not None and high is not None:
-            shown += f" [{low:.{self.digits}f}, {high:.{self.digits}f}]"
-        return shown
+        if low is None or high is None:
+            return ""
+        return f"[{low:.{self.digits}f}, {high:.{self.digits}f}]"
 
 
 HEADLINES = {
@@ -36,15 +39,19 @@ HEADLINES = {
     "fidelity.fvu": Headline("FVU", "fraction of variance unexplained on test residues", 3),
     "fidelity.l0": Headline("L0", "active latents per residue", 1),
     "train_sae.dead_fraction": Headline("DEAD", "share of latents that never fire", 3),
-    "concepts.mean_f1_sae": Headline("F1", "mean best F1 over Swiss-Prot concepts, test", 3),
-    "concepts.mean_f1_neurons": Headline("F1 NEURONS", "the same for the neurons of the layer", 3),
-    "concepts.mean_f1_residue": Headline("F1 LETTERS", "the same for the residue letter alone", 3),
-    "concepts.num_concepts_better_than_residue_sae": Headline("DISCOVERED", "concepts beyond what the letter tells", 0),
+    "concepts.mean_f1_sae": Headline("F1", "mean best F1 of the latents over test concepts", 3),
+    "concepts.mean_f1_neurons": Headline("F1 NEURONS", "mean best F1 of the neurons of the layer", 3),
+    "concepts.mean_f1_residue": Headline("F1 LETTERS", "mean best F1 of the residue letter alone", 3),
+    "concepts.num_concepts_better_than_residue_sae": Headline(
+        "DISCOVERED", "concepts found beyond the residue letter", 0
+    ),
 }
 
 
 def headline_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """(metric, what it is, value with interval) of the headlines that `metrics` has."""
     return [
-        (name, headline.label, headline.text(metrics, name)) for name, headline in HEADLINES.items() if name in metrics
+        (name, headline.label, f"{headline.value(metrics, name)} {headline.interval(metrics, name)}".strip())
+        for name, headline in HEADLINES.items()
+        if name in metrics
     ]

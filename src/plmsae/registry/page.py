@@ -23,7 +23,8 @@ p{margin:.5rem 0;max-width:75ch}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:12px;margin:1.2rem 0}
 .card{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
 .card b{display:block;font-size:1.45rem;line-height:1.3;color:var(--accent);font-variant-numeric:tabular-nums}
-.card span{display:block;font-size:.85rem;color:var(--soft)}
+.card i{display:block;font-style:normal;font-size:.85rem;font-variant-numeric:tabular-nums}
+.card span{display:block;margin-top:2px;font-size:.85rem;color:var(--soft)}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:10px;margin:.8rem 0}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:7px 11px;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
@@ -53,7 +54,7 @@ def page(title: str, lead: str, parts: Iterable[str]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n'
+        f'<h1>{escape(title).replace(".", ".<wbr>")}</h1>\n<p class="lead">{escape(lead)}</p>\n'
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -70,12 +71,14 @@ def paragraph(text: str, *, note: bool = False) -> str:
     return f"<p{' class=note' if note else ''}>{escape(text)}</p>"
 
 
-def cards(items: Sequence[tuple[str, str]]) -> str:
-    """Headline numbers: (value, what it is)."""
+def cards(items: Sequence[tuple[str, str, str]]) -> str:
+    """Headline numbers: (value, its interval or "", what it is)."""
     if not items:
         return ""
     inner = "".join(
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in items
+        f'<div class="card"><b>{escape(value)}</b><i>{escape(interval) or "&nbsp;"}</i>'
+        f"<span>{escape(label)}</span></div>"
+        for value, interval, label in items
     )
     return f'<div class="cards">{inner}</div>'
 

@@ -44,7 +44,9 @@ def write_report(path: Path, evidence: Evidence, config: SaeConfig, name: str, n
     )
     metrics = evidence.metrics()
     numbers = [
-        (headline.text(metrics, metric), headline.label) for metric, headline in HEADLINES.items() if metric in metrics
+        (headline.value(metrics, metric), headline.interval(metrics, metric), headline.label)
+        for metric, headline in HEADLINES.items()
+        if metric in metrics
     ]
     parts = [
         cards(numbers),
@@ -108,13 +110,14 @@ def _interval(row: dict[str, str] | None, digits: int) -> str:
 
 
 def _concept_table(folder: Path, count: int) -> str:
-    rows, best = [], []
+    rows: list[list[str]] = []
+    best: list[int | None] = []
     for row in top_concepts(folder, count):
         latent = "none" if row.latent is None else str(row.latent)
         letters = "yes" if row.beats_residue else "no"
         rows.append([row.concept, latent, row.interval(), f"{row.f1_neurons:.3f}", f"{row.f1_residue:.3f}", letters])
         scores = {2: row.f1, 3: row.f1_neurons, 4: row.f1_residue}
-        best.append(max(scores, key=lambda column: scores[column]))
+        best.append(max(scores, key=lambda column: scores[column]) if any(scores.values()) else None)
     if not rows:
         return ""
     header = ["concept", "latent", "F1 of the SAE, test", "best neuron", "residue letter", "beyond the letter"]

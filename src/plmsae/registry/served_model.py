@@ -25,8 +25,7 @@ class SaeModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """Read and verify the package."""
         self.sae = load_folder(Path(context.artifacts["package"]))
 
-    # MLflow reads hints as a schema of its own, which would take the place of the signature: hence none.
-    def predict(self, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+    def predict(self, model_input: np.ndarray) -> np.ndarray:
         """Latents, float32 [N, dictionary_size]."""
         with torch.inference_mode():
             rows = torch.from_numpy(np.ascontiguousarray(model_input, dtype=np.float32))

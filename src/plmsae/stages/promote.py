@@ -45,7 +45,7 @@ def run(context: StageContext) -> StageResult:
         TryAgainError: The registry cannot be reached.
     """
     from plmsae.artifacts.atomic import write_text
-    from plmsae.registry.evidence import read_json
+    from plmsae.registry.json_files import read_json
     from plmsae.registry.promote import promote
 
     params: PromoteParams = context.params
