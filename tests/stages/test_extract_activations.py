@@ -1,0 +1,149 @@
+"""The stage through the wrapper: outputs, metrics, equal bytes, and what a user gets wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from plmsae.artifacts.manifest import Manifest, list_files, manifest_sha256, verify, write_manifest
+from plmsae.errors import DataError, UserError
+from plmsae.params import validate
+from plmsae.stages.execute import execute
+from plmsae.stages.extract_activations import STAGE, ExtractActivationsParams
+
+SMALL = {"layer": 2, "block_rows": 128, "max_tokens_per_batch": 512, "shuffle_pool_rows": 600, "threads": 1}
+
+
+def write_output(folder: Path, stage: str, kind: str) -> None:
+    manifest = Manifest(
+        stage=stage, kind=kind, params={}, inputs={}, source_files={}, environment={}, files=list_files(folder)
+    )
+    write_manifest(folder, manifest)
+
+
+@pytest.fixture
+def root(tmp_path):
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(20, 90, 24).astype(np.int32)
+    ingest = tmp_path / "outputs" / "ingest"
+    ingest.mkdir(parents=True)
+    pd.DataFrame(
+        {
+            "accession": [f"P{i:05d}" for i in range(24)],
+            "offset": np.zeros(24, dtype=np.int32),
+            "sequence": ["".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), n)) for n in lengths],
+            "length": lengths,
+            "cluster": [f"P{i:05d}" for i in range(24)],
+            "split": ["train"] * 16 + ["valid"] * 4 + ["test"] * 4,
+            "name": "",
+        }
+    ).to_parquet(ingest / "sequences.parquet")
+    write_output(ingest, "ingest", "sequences")
+    report = tmp_path / "outputs" / "validate"
+    report.mkdir()
+    (report / "results.json").write_text("{}")
+    write_output(report, "validate", "report")
+    return tmp_path
+
+
+def run(root, **changes):
+    params = validate(ExtractActivationsParams, {**SMALL, **changes}, section="extract_activations")
+    return execute(STAGE, params, root=root)
+
+
+def test_store_and_metrics(root):
+    result = run(root)
+    folder = root / "outputs" / "extract_activations"
+    assert verify(folder).kind == "activations"
+    sequences = pd.read_parquet(root / "outputs" / "ingest" / "sequences.parquet")
+    residues = sequences.groupby("split")["length"].sum()
+    store = json.loads((folder / "store.json").read_text())
+    assert store["num_tokens"] == {"train": residues["train"], "valid": residues["valid"]}
+    assert store["plm"] == "esm_small"
+    assert store["plm_revision"].startswith("sha256:")
+    assert store["sequences_sha256"] == verify(root / "outputs/ingest").files["sequences.parquet"].sha256
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == result.metrics
+    assert metrics["num_tokens_train"] == residues["train"]
+    assert metrics["num_proteins_valid"] == 4
+    assert metrics["normaliser_scale"] == store["normaliser"]["scale"] > 0
+    assert 1e-3 < metrics["relative_rounding_error"] < 4e-3
+    assert 0 < metrics["centred_fraction"] < 1
+    assert "16 train proteins" in result.summary
+    assert "esm_small" in result.summary
+    assert not any((root / ".plmsae" / "checkpoints").iterdir())
+
+
+def test_equal_inputs_give_equal_bytes(root):
+    run(root)
+    first = manifest_sha256(root / "outputs" / "extract_activations")
+    run(root)
+    assert manifest_sha256(root / "outputs" / "extract_activations") == first
+    run(root, seed=1)
+    assert manifest_sha256(root / "outputs" / "extract_activations") != first
+
+
+def test_defaults_fit_the_bundled_model(root):
+    params = ExtractActivationsParams()
+    assert (params.plm, params.layer, params.hook, params.dtype) == ("esm_small", 4, "residual", "bfloat16")
+    execute(STAGE, params, root=root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"plm": "esm_tiny"}, "unknown PLM 'esm_tiny'"),
+        ({"layer": 40}, "'esm_small' has no layer 40"),
+        ({"hook": "mlp"}, "'esm_small' has no hook 'mlp'"),
+        ({"plm_revision": "sha256:12"}, "not sha256:12"),
+        ({"plm": "./nowhere"}, "PLM folder './nowhere' does not exist"),
+    ],
+)
+def test_what_a_user_gets_wrong(root, changes, words):
+    with pytest.raises(UserError) as caught:
+        run(root, **changes)
+    assert words in str(caught.value)
+    assert not (root / "outputs" / "extract_activations").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layr": 3}, "did you mean 'layer'"),
+        ({"layer": "3"}, "extract_activations.layer"),
+        ({"layer": -1}, "extract_activations.layer"),
+        ({"dtype": "int8"}, "extract_activations.dtype"),
+        ({"block_rows": 0}, "extract_activations.block_rows"),
+        ({"threads": 0}, "extract_activations.threads"),
+    ],
+)
+def test_parameters_are_checked(root, changes, words):
+    with pytest.raises(UserError) as caught:
+        run(root, **changes)
+    assert words in str(caught.value)
+
+
+def test_a_failed_run_leaves_the_old_output(root):
+    run(root)
+    before = manifest_sha256(root / "outputs" / "extract_activations")
+    sequences = pd.read_parquet(root / "outputs" / "ingest" / "sequences.parquet")
+    sequences.loc[3, "sequence"] = "ACDJ"
+    sequences.to_parquet(root / "outputs" / "ingest" / "sequences.parquet")
+    write_output(root / "outputs" / "ingest", "ingest", "sequences")
+    with pytest.raises(DataError, match="P00003, position 4"):
+        run(root)
+    assert manifest_sha256(root / "outputs" / "extract_activations") == before
+
+
+def test_length_column_must_agree_with_the_sequences(root):
+    path = root / "outputs" / "ingest" / "sequences.parquet"
+    sequences = pd.read_parquet(path)
+    sequences.loc[0, "length"] += 1
+    sequences.to_parquet(path)
+    write_output(root / "outputs" / "ingest", "ingest", "sequences")
+    with pytest.raises(DataError, match="split 'train' holds"):
+        run(root)
