@@ -24,23 +24,25 @@ def config_of(architecture: str, **changes: Any) -> SaeConfig:
     return SaeConfig(**{**settings, **changes})
 
 
+def generic_sae(
+    architecture: str = "topk", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> SparseAutoencoder:
+    """An SAE with generic weights: every bias and both matrices differ from their starting values."""
+    sae = build(config_of(architecture, **changes), seed=seed).to(dtype)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, tensor in sae.state_dict().items():
+            noise = torch.randn(tensor.shape, generator=generator).to(dtype)
+            tensor.add_(noise.abs() if name == "latent_max" else 0.2 * noise)
+        sae.constrain_weights()
+    return sae
+
+
 @pytest.fixture
 def make_sae() -> Callable[..., SparseAutoencoder]:
-    """An SAE with generic weights: every bias and both matrices differ from their starting values."""
-
-    def make(architecture: str = "topk", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-        sae = build(config_of(architecture, **changes), seed=seed).to(dtype)
-        generator = torch.Generator().manual_seed(seed + 1)
-        with torch.no_grad():
-            for name, tensor in sae.state_dict().items():
-                noise = torch.randn(tensor.shape, generator=generator).to(dtype)
-                tensor.add_(noise.abs() if name == "latent_max" else 0.2 * noise)
-            sae.constrain_weights()
-        return sae
-
-    return make
+    return generic_sae
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
+def one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,207 @@
+"""What every registered architecture must keep, whatever it does inside. A new one is tested by being registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from plmsae.errors import DataError, UserError
+from plmsae.saes import architectures, build, load_folder, sae_class, save, trainable_architectures
+from plmsae.saes.base import SparseAutoencoder
+from tests.saes.conftest import config_of, generic_sae
+
+Make = Callable[..., SparseAutoencoder]
+every = pytest.mark.parametrize("architecture", architectures())
+trainable = pytest.mark.parametrize("architecture", trainable_architectures())
+
+
+def inputs(num_rows: int = 50, seed: int = 7, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(num_rows, 12, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_the_registry_names_what_it_holds() -> None:
+    assert set(trainable_architectures()) < set(architectures())
+    assert {"neurons", "topk"} <= set(architectures())
+    with pytest.raises(UserError, match="did you mean 'topk'"):
+        sae_class("top_k")
+
+
+@every
+def test_shapes_and_sparsity(make_sae: Make, architecture: str) -> None:
+    sae = make_sae(architecture)
+    n, k = sae.config.dictionary_size, sae.config.k
+    z = sae.encode(inputs(24).view(2, 3, 4, 12))
+    assert z.shape == (2, 3, 4, n)
+    assert sae.decode(z).shape == sae(inputs(24).view(2, 3, 4, 12)).shape == (2, 3, 4, 12)
+    assert bool((z >= 0).all())
+    assert int((z > 0).sum(-1).max()) <= k
+    assert sae.atoms.shape == (n, 12)
+    indices, values = sae.encode_sparse(inputs())
+    assert indices.shape == values.shape == (50, k)
+    assert indices.dtype == torch.int64
+    assert all(len(set(row)) == k for row in indices.tolist())
+    for empty in (sae.encode(inputs(0)), sae(inputs(0))):
+        assert len(empty) == 0
+
+
+@every
+def test_sparse_and_dense_agree(make_sae: Make, architecture: str) -> None:
+    sae, x = make_sae(architecture), inputs()
+    indices, values = sae.encode_sparse(x)
+    z = sae.encode(x)
+    assert torch.equal(z, torch.zeros_like(z).scatter(1, indices, values))
+    torch.testing.assert_close(sae.decode_sparse(indices, values), sae.decode(z))
+    torch.testing.assert_close(sae(x), z @ sae.atoms + sae.b_dec)
+
+
+@every
+def test_encoding_a_subset_equals_the_full_encoding(make_sae: Make, architecture: str) -> None:
+    sae, x = make_sae(architecture), inputs()
+    for latents in ([3], [5, 0, 23, 5], list(range(sae.config.dictionary_size)), []):
+        wanted = torch.tensor(latents, dtype=torch.int64)
+        assert torch.equal(sae.encode_subset(x, wanted), sae.encode(x)[:, wanted])
+    with pytest.raises(UserError, match="latents must lie in"):
+        sae.encode_subset(x, torch.tensor([sae.config.dictionary_size]))
+
+
+@every
+@given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**16))
+@settings(deadline=None, max_examples=30)
+def test_folding_is_exact(architecture: str, scale: float, seed: int) -> None:
+    """f(s x; s b) = s f(x; b), for latents, reconstructions and maxima alike."""
+    sae = generic_sae(architecture, seed=seed, dtype=torch.float64)  # in fp32 near ties may be picked differently
+    folded = sae.folded(scale)
+    x = inputs(20, seed, torch.float64)
+    torch.testing.assert_close(folded.encode(scale * x), scale * sae.encode(x), rtol=1e-5, atol=1e-5 * scale)
+    torch.testing.assert_close(folded(scale * x), scale * sae(x), rtol=1e-5, atol=1e-5 * scale)
+    torch.testing.assert_close(folded.latent_max, scale * sae.latent_max)
+    torch.testing.assert_close(folded.atoms, sae.atoms)
+    assert folded.config.normaliser == {"kind": "rms", "scale": scale, "folded": True}
+    assert not sae.config.normaliser["folded"]
+
+
+@every
+def test_folding_is_exact_in_the_precision_of_use(make_sae: Make, architecture: str) -> None:
+    sae, x = make_sae(architecture), inputs(500)
+    folded = sae.folded(761.92)
+    torch.testing.assert_close(folded.encode(761.92 * x), 761.92 * sae.encode(x), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(folded(761.92 * x), 761.92 * sae(x), rtol=1e-5, atol=1e-2)
+
+
+@every
+def test_folding_twice_or_by_nonsense_is_refused(make_sae: Make, architecture: str) -> None:
+    sae = make_sae(architecture)
+    with pytest.raises(UserError, match="folded already"):
+        sae.folded(2.0).folded(2.0)
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="not a positive number"):
+            sae.folded(scale)
+
+
+@every
+def test_save_and_load_keep_every_bit(make_sae: Make, architecture: str, tmp_path: Path) -> None:
+    sae, x = make_sae(architecture), inputs()
+    save(sae, tmp_path / "a")
+    save(make_sae(architecture), tmp_path / "b")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.json", "sae.safetensors"]
+    for name in ("config.json", "sae.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    loaded = load_folder(tmp_path / "a")
+    assert type(loaded) is type(sae)
+    assert loaded.config == sae.config
+    assert torch.equal(loaded.encode(x), sae.encode(x))
+    assert torch.equal(loaded(x), sae(x))
+    assert torch.equal(loaded.latent_max, sae.latent_max)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@every
+def test_building_depends_on_the_seed_alone(architecture: str) -> None:
+    first, second = build(config_of(architecture), seed=1), build(config_of(architecture), seed=1)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+
+
+@every
+def test_the_same_rows_give_the_same_numbers_in_any_precision_of_input(make_sae: Make, architecture: str) -> None:
+    sae, x = make_sae(architecture), inputs().bfloat16()
+    assert torch.equal(sae.encode(x), sae.encode(x.float()))
+
+
+@every
+def test_bad_input_is_refused_by_name(make_sae: Make, architecture: str) -> None:
+    sae = make_sae(architecture)
+    with pytest.raises(UserError, match="width 12"):
+        sae.encode(torch.zeros(3, 11))
+    x = inputs()
+    x[4, 3], x[9, 0] = float("nan"), float("inf")
+    with pytest.raises(DataError, match="2 of 50 activation rows") as error:
+        sae.encode(x)
+    assert error.value.where == "row 4"
+    with pytest.raises(UserError, match="no option 'aux_q'"):
+        build(config_of(architecture, options={"aux_q": 1}))
+
+
+@every
+def test_another_source_is_refused_with_both_sides(make_sae: Make, architecture: str) -> None:
+    sae = make_sae(architecture).folded(2.5)
+    sae.check_source("esm_small", "sha256:00", 4, "residual")
+    for given_source, ours, theirs in (
+        (("esm2_t6", "sha256:00", 4, "residual"), "plm esm_small", "plm esm2_t6"),
+        (("esm_small", "sha256:11", 4, "residual"), "plm_revision sha256:00", "plm_revision sha256:11"),
+        (("esm_small", "sha256:00", 5, "residual"), "layer 4", "layer 5"),
+        (("esm_small", "sha256:00", 4, "mlp"), "hook residual", "hook mlp"),
+    ):
+        with pytest.raises(UserError) as error:
+            sae.check_source(*given_source)
+        assert ours in error.value.problem
+        assert theirs in error.value.problem
+    with pytest.raises(UserError, match=r"divided by 2\.5"):
+        make_sae(architecture).check_source("esm_small", "sha256:00", 4, "residual")
+
+
+@trainable
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_gradients_reach_every_parameter_and_respect_the_constraint(
+    make_sae: Make, architecture: str, kernel: str
+) -> None:
+    sae = make_sae(architecture)
+    sae.kernel = kernel
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-2)
+    for step in range(3):
+        optimizer.zero_grad()
+        terms = sae.loss(inputs(200, step), torch.arange(sae.config.dictionary_size) % 4 == 0)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in sae.named_parameters():
+            assert parameter.grad is not None, name
+            assert bool(torch.isfinite(parameter.grad).all()), name
+            assert bool(parameter.grad.abs().sum() > 0), name
+        sae.constrain_gradients()
+        along = (sae.W_dec.grad * sae.W_dec).sum(1)  # type: ignore[union-attr, operator]
+        torch.testing.assert_close(along, torch.zeros_like(along), atol=1e-6, rtol=0)
+        optimizer.step()
+        sae.constrain_weights()
+        norms = sae.atoms.norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+@trainable
+def test_training_lowers_the_loss(make_sae: Make, architecture: str) -> None:
+    sae, x = make_sae(architecture), inputs(400)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        terms = sae.loss(x)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        sae.constrain_gradients()
+        optimizer.step()
+        sae.constrain_weights()
+        losses.append(float(terms.reconstruction))
+    assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,31 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plmsae.saes.selection import group_size, top_k_indices
+
+
+@given(
+    num_latents=st.sampled_from([1, 7, 40, 256, 512, 1024, 1536, 2048, 3072]),
+    k=st.integers(1, 64),
+    rounded=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_k_largest_are_chosen_also_among_ties(num_latents: int, k: int, rounded: bool, seed: int) -> None:
+    k = min(k, num_latents)
+    pre = torch.randn(9, num_latents, generator=torch.Generator().manual_seed(seed))
+    if rounded:
+        pre = (3 * pre).round()  # a handful of distinct values: nearly everything is tied
+    indices = top_k_indices(pre, k)
+    assert indices.shape == (9, k)
+    assert all(len(set(row)) == k for row in indices.tolist())
+    assert torch.equal(pre.gather(1, indices).sort(1).values, pre.sort(1).values[:, -k:])
+
+
+@pytest.mark.parametrize(
+    ("num_latents", "k", "size"), [(3072, 32, 8), (10240, 32, 16), (40, 5, 1), (3071, 32, 1), (512, 500, 1)]
+)
+def test_two_stages_where_they_pay(num_latents: int, k: int, size: int) -> None:
+    assert group_size(num_latents, k) == size
