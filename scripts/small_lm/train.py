@@ -3,7 +3,7 @@
     python -m scripts.small_lm.train SPLIT.parquet --output FOLDER --steps 4000 --decay-steps 2000
 
 FOLDER/checkpoint.safetensors is replaced every few minutes; the same command goes on from it, bit by bit as if it had
-not stopped. `--steps` and `--decay-steps` may be changed on the way, as long as the decay has not begun. At the end
+not stopped. `--steps` and `--decay-steps` may be changed on the way, as long as the rate does not jump. At the end
 FOLDER/model.safetensors (float16), config.json and training.json are written.
 
 Method: masked language modelling with ESM-2's recipe (Lin et al., Science 2023); Muon (Jordan et al. 2024) for the
@@ -139,9 +139,14 @@ def starting_state(path: Path, settings: Settings) -> dict[str, Any]:
             raise UserError(
                 f"{name} is {now[name]}, but {value} in the checkpoint", where=str(path), fix="use another folder"
             )
-    begun = Settings(**state["settings"]).decayed(state["step"]) > 0
-    if begun and any(state["settings"][name] != now[name] for name in CHANGEABLE):
-        raise UserError("the decay has begun, its schedule cannot be changed any more", where=str(path))
+    before, after = (Settings(**named).rate(state["step"]) for named in (state["settings"], now))
+    if abs(before - after) > 0.01:
+        fitting = round((settings.steps - state["step"]) / before) if before > 0 else 0
+        raise UserError(
+            f"the learning rate would jump from {before:.3f} to {after:.3f} of its peak at step {state['step']}",
+            where=str(path),
+            fix=f"with {settings.steps} steps, the decay that goes on smoothly has {fitting} steps",
+        )
     return state | {"settings": now}
 
 
