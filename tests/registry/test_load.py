@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,9 @@ def test_a_folder_that_was_moved_still_finds_its_files(registered: Path, monkeyp
     shutil.move(registered, moved)
     monkeypatch.chdir(moved)
     assert load(f"models:/{NAME}@candidate").config == small_sae().config
+    assert register(write_outputs(moved, seed=1), moved).version == 2
+    assert load(f"models:/{NAME}@candidate").config == small_sae(1).config
+    assert not registered.exists()
 
 
 def test_the_only_champion(registered: Path) -> None:
@@ -167,3 +172,12 @@ def test_the_only_champion(registered: Path) -> None:
     with pytest.raises(UserError, match="several") as caught:
         champion_uri()
     assert "models:/plmsae.other.layer1.topk@champion" in str(caught.value)
+
+
+def test_a_folder_loads_without_mlflow(registered: Path) -> None:
+    script = (
+        "import sys, plmsae; plmsae.load('outputs/train_sae'); "
+        "sys.exit(sorted({'mlflow', 'pandas', 'transformers'} & set(sys.modules)) or 0)"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr

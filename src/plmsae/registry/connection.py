@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from plmsae.artifacts.checksums import sha256_bytes
 from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError
 
 EXPERIMENT = "plmsae"
@@ -140,15 +141,22 @@ def connect(root: Path | None = None, *, create: bool = False) -> Iterator[Any]:
 
 
 def experiment_id(client: Any, root: Path | None = None) -> str:
-    """Id of the experiment that runs go to: `MLFLOW_EXPERIMENT_ID`, `MLFLOW_EXPERIMENT_NAME` or `plmsae`."""
+    """Id of the experiment that runs go to: `MLFLOW_EXPERIMENT_ID`, `MLFLOW_EXPERIMENT_NAME` or `plmsae`.
+
+    MLflow keeps the absolute path of an experiment's artifacts. In a working folder that was moved or mounted
+    elsewhere, the experiment gets a twin with a suffix, so that nothing is written to the old place.
+    """
     if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return given
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    artifacts = locate(root).artifacts
     found = client.get_experiment_by_name(name)
+    if found is not None and artifacts is not None and found.artifact_location != str(artifacts):
+        name = f"{name}-{sha256_bytes(str(artifacts).encode())[:8]}"
+        found = client.get_experiment_by_name(name)
     if found is None:
         from mlflow.exceptions import MlflowException
 
-        artifacts = locate(root).artifacts
         try:
             return str(client.create_experiment(name, artifact_location=str(artifacts) if artifacts else None))
         except MlflowException:  # another stage made it at the same moment
