@@ -244,7 +244,8 @@ def _summary(config: SaeConfig, settings: TrainingSettings, metrics: Mapping[str
     return (
         f"A {config.architecture} SAE with {config.dictionary_size:,} latents (k = {config.k}) on layer {config.layer} "
         f"({config.hook}) of {config.plm}, trained on {metrics['training_tokens']:,} residues "
-        f"({metrics['training_epochs']:.1f} epochs, {settings.num_steps:,} steps). On {metrics['num_tokens']:,} residues "
-        f"of held-out proteins it leaves {metrics['fvu']:.1%} of the variance unexplained with {metrics['l0']:.1f} "
-        f"latents active per residue; {metrics['dead_fraction']:.1%} of the latents never fire there."
+        f"({metrics['training_epochs']:.1f} epochs, {settings.num_steps:,} steps). On {metrics['num_tokens']:,} "
+        f"residues of held-out proteins it leaves {metrics['fvu']:.1%} of the variance unexplained with "
+        f"{metrics['l0']:.1f} latents active per residue; {metrics['dead_fraction']:.1%} of the latents never fire "
+        "there."
     )

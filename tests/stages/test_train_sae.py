@@ -1,0 +1,194 @@
+"""The stage on a small store of synthetic activations, through the wrapper as in a pipeline."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from plmsae.activations.metadata import Normaliser, StoreMetadata, write_metadata
+from plmsae.activations.writer import write_chunks, write_index
+from plmsae.artifacts.manifest import Manifest, list_files, manifest_sha256, write_manifest
+from plmsae.errors import DataError, UserError
+from plmsae.params import validate
+from plmsae.saes import load_folder
+from plmsae.stages.execute import execute
+from plmsae.stages.train_sae import STAGE, TrainSaeParams
+from tests.training.streams import activations
+
+SCALE = 40.0
+SMALL: dict[str, Any] = {
+    "expansion_factor": 4,
+    "k": 6,
+    "tokens": 40_000,
+    "batch_size": 256,
+    "learning_rate": 0.003,
+    "warmup_steps": 10,
+    "validate_every": 30,
+    "num_valid_rows": 500,
+    "checkpoint_every": 50,
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+def make_store(folder: Path, train: Tensor, valid: Tensor) -> Path:
+    for split, x in (("train", train), ("valid", valid)):
+        index = write_chunks(folder / split, x, torch.randperm(len(x), generator=torch.Generator().manual_seed(0)), 256)
+        write_index(folder / split, [index])
+    metadata = StoreMetadata(
+        plm="esm_small",
+        plm_revision="sha256:ab",
+        layer=4,
+        hook="residual",
+        dtype="float32",
+        d_model=train.shape[1],
+        block_rows=256,
+        num_tokens={"train": len(train), "valid": len(valid)},
+        normaliser=Normaliser(scale=SCALE),
+        sequences_sha256="cd" * 32,
+    )
+    write_metadata(folder, metadata)
+    write_manifest(
+        folder,
+        Manifest(
+            stage="extract_activations",
+            kind="activations",
+            params={},
+            inputs={},
+            source_files={},
+            environment={},
+            files=list_files(folder),
+        ),
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raw() -> tuple[Tensor, Tensor]:
+    return SCALE * activations(6000), SCALE * activations(1500, seed=1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, raw: tuple[Tensor, Tensor]) -> Path:
+    return make_store(tmp_path_factory.mktemp("store"), *raw)
+
+
+def run(root: Path, store: Path, **changes: object) -> Path:
+    params = validate(TrainSaeParams, {**SMALL, **changes}, section="train_sae")
+    untracked = dataclasses.replace(STAGE, tracked=False)  # what goes to MLflow is tested with the registry
+    execute(untracked, params, root=root, inputs={"activations": store})
+    return root / "outputs" / "train_sae"
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    return run(tmp_path_factory.mktemp("run"), store)
+
+
+def test_metrics_are_those_of_the_written_sae_on_raw_held_out_rows(output: Path, raw: tuple[Tensor, Tensor]) -> None:
+    metrics = json.loads((output / "metrics.json").read_text())
+    sae, valid = load_folder(output / "sae"), raw[1]
+    sae.check_source("esm_small", "sha256:ab", 4, "residual")
+    x, x_hat = valid.double(), sae(valid).double()
+    fvu = float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
+    assert metrics["fvu"] == pytest.approx(fvu, rel=1e-4)
+    assert fvu < 0.35
+    assert metrics["l0"] == pytest.approx(float((sae.encode(valid) > 0).sum(1).double().mean()), abs=0.01)
+    assert metrics["num_tokens"] == 1500
+    assert metrics["training_tokens"] == 157 * 256
+    for name in ("cosine", "l2_ratio", "relative_reconstruction_bias", "dead_fraction", "loss", "train_fvu"):
+        assert 0 <= metrics[name] < 2
+
+
+def test_the_maxima_are_over_the_training_rows(output: Path, raw: tuple[Tensor, Tensor]) -> None:
+    sae = load_folder(output / "sae")
+    torch.testing.assert_close(sae.latent_max, sae.encode(raw[0]).amax(0), rtol=1e-4, atol=1e-3)
+    assert float(sae.latent_max.max()) > 1  # raw units
+
+
+def test_the_configuration_records_where_it_comes_from(output: Path, store: Path) -> None:
+    config = load_folder(output / "sae").config
+    assert (config.dictionary_size, config.k, config.d_model) == (64, 6, 16)
+    assert config.normaliser == {"kind": "rms", "scale": SCALE, "folded": True}
+    record = config.training
+    assert record["activations_manifest_sha256"] == manifest_sha256(store)
+    assert record["sequences_sha256"] == "cd" * 32
+    assert (record["seed"], record["threads"], record["kernel"], record["steps"]) == (0, 1, "auto", 157)
+    card = (output / "sae" / "MODEL_CARD.md").read_text()
+    for fact in ("esm_small", "sha256:ab", "layer 4", "6,000 residues", "1,500 residues of held-out", "1/40"):
+        assert fact in card
+
+
+def test_tables_and_figures(output: Path) -> None:
+    with (output / "curves.csv").open() as handle:
+        curves = list(csv.DictReader(handle))
+    assert [int(row["step"]) for row in curves] == [30, 60, 90, 120, 150, 157]
+    assert float(curves[-1]["valid_fvu"]) < float(curves[0]["valid_fvu"])
+    with (output / "density.csv").open() as handle:
+        density = list(csv.DictReader(handle))
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert sum(int(row["num_latents"]) for row in density) == round(64 * (1 - metrics["dead_fraction"]))
+    for plot in STAGE.plots:
+        rows = curves if plot.file == "curves.csv" else density
+        assert {plot.x, *plot.y} <= set(rows[0])
+    for name in ("curves", "density"):
+        assert (output / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_folder_gives_the_same_bytes_and_nothing_else_is_written(
+    output: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    again = run(tmp_path, store)
+    first, second = (
+        {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (output, again)
+    )
+    assert first == second
+    assert str(tmp_path).encode() not in b"".join(second.values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".plmsae", "outputs"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "topp"}, "did you mean 'topk'"),
+        ({"architecture": "neurons"}, "unknown architecture"),
+        ({"dictionary_size": 100}, "one of expansion_factor and dictionary_size"),
+        ({"expansion_factor": None}, "one of expansion_factor and dictionary_size"),
+        ({"expansion_factor": None, "dictionary_size": 5}, "k = 6 is larger than the dictionary of 5"),
+        ({"k": 65}, "k = 65 is larger than the dictionary of 64"),
+        ({"aux_k": 65}, "aux_k = 65 is larger"),
+        ({"k": 6.0}, "train_sae.k"),
+        ({"learnig_rate": 0.1}, "did you mean 'learning_rate'"),
+    ],
+)
+def test_parameters_that_cannot_work_are_refused_before_any_training(
+    store: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, store, **changes)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_gpu_that_is_not_there(store: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="device 'cuda' is not available"):
+        run(tmp_path, store, device="cuda")
+
+
+def test_activations_with_nan_leave_nothing_behind(raw: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    train = raw[0].clone()
+    train[4000, 3] = float("nan")
+    bad = make_store(tmp_path / "store", train, raw[1])
+    with pytest.raises(DataError, match="1 of 256 activation rows hold NaN"):
+        run(tmp_path / "run", bad)
+    assert not (tmp_path / "run" / "outputs").exists()
