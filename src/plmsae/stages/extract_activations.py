@@ -54,7 +54,7 @@ STAGE = Stage(
     inputs=(Input("sequences", "sequences", "ingest"), Input("validation", "report", "validate")),
     kind="activations",
     run="plmsae.stages.extract_activations:run",
-    code=("plms", "activations"),
+    code=("activations", "artifacts", "plms"),
     resources=Resources(cpu=4, memory_gib=16, retry="io"),
 )
 

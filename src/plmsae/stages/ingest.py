@@ -70,7 +70,7 @@ STAGE = Stage(
     params=IngestParams,
     kind="sequences",
     run="plmsae.stages.ingest:run",
-    code=("proteins",),
+    code=("artifacts", "proteins"),
     source_files=("source",),
     resources=Resources(cpu=2, memory_gib=4),
 )

@@ -26,7 +26,7 @@ class PromoteParams(Gates):
 
 STAGE = Stage(
     id="promote",
-    summary="make the registered version the champion if it passes the gates",
+    summary="Make the registered version the champion if it passes the gates",
     params=PromoteParams,
     inputs=(Input("registration", "registration", "register"),),
     kind="promotion",

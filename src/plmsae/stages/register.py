@@ -20,7 +20,7 @@ class RegisterParams(Params):
 
 STAGE = Stage(
     id="register",
-    summary="register the SAE with its evidence in MLflow and write the report",
+    summary="Register the SAE with its evidence in MLflow and write the report",
     params=RegisterParams,
     inputs=(
         Input("sequences", "sequences", "ingest"),

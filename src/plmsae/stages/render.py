@@ -51,7 +51,7 @@ def _dvc_stage(name: str, members: list[Stage]) -> dict[str, Any]:
     inputs = dict.fromkeys(port.source for stage in members for port in stage.inputs)
     files = dict.fromkeys(f"${{{name}.{field}}}" for stage in members for field in stage.source_files)
     output = f"outputs/{name}/{suffix}".rstrip("/")
-    rendered: dict[str, Any] = {"desc": members[0].summary} if not entries else {"matrix": {"suite": entries}}
+    rendered: dict[str, Any] = {"desc": members[0].summary.rstrip(".")} if not entries else {"matrix": {"suite": entries}}
     rendered["cmd"] = f"plmsae run {name}@{suffix}" if entries else f"plmsae run {name}"
     rendered["deps"] = [
         *files,
@@ -101,7 +101,7 @@ def reference_page() -> str:
         lines += [
             f"## {stage.id}",
             "",
-            f"{stage.summary[0].upper()}{stage.summary[1:]}.",
+            f"{stage.summary[0].upper()}{stage.summary[1:].rstrip('.')}.",
             "",
             f"- inputs: {ports}",
             f"- output: `{stage.output}` ({stage.kind})",
@@ -110,8 +110,9 @@ def reference_page() -> str:
             f"| `{stage.section}.` | default | meaning |",
             "|---|---|---|",
         ]
+        defaults = stage.params().model_dump(mode="json")
         for name, field in stage.params.model_fields.items():
-            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+            default = f"`{json.dumps(defaults[name])}`"
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
             lines.append(f"| `{name}` | {default} | {meaning} |")
         lines.append("")

@@ -34,7 +34,7 @@ STAGE = Stage(
     params=ValidateParams,
     kind="report",
     run="plmsae.stages.validate:run",
-    code=("proteins", "validation"),
+    code=("artifacts", "proteins", "validation"),
     inputs=(Input("sequences", "sequences", "ingest"),),
     resources=Resources(cpu=1, memory_gib=4),
 )
