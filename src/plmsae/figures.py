@@ -78,7 +78,7 @@ def new_figure(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; its folder is made.
+    """Put titles and legends into the house style and write a figure as PNG; its folder is made.
 
     Raises:
         UserError: The path does not end in `.png`.
@@ -89,6 +89,21 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise UserError(f"figures are written as PNG, not '{path.suffix}'", where=str(path), fix="name it *.png")
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
+        for axis in figure.axes:
+            _dress(axis)
         figure.savefig(buffer, format="png", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
+
+
+def _dress(axis: Axes) -> None:
+    """Titles and legends take their style when they are made, outside `new_figure`: give it to them afterwards."""
+    title = axis.get_title(loc="center")
+    if title:
+        axis.set_title("", loc="center")
+        axis.set_title(title, loc="left")
+    legend = axis.get_legend()
+    if legend is not None:
+        legend.set_frame_on(False)
+        for text in legend.get_texts():
+            text.set_fontsize(_STYLE["legend.fontsize"])

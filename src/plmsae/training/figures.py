@@ -17,6 +17,8 @@ def draw_curves(curves: Sequence[Mapping[str, float]], k: int, path: Path) -> No
         k: The most latents per token, drawn beside L0.
         path: PNG to write.
     """
+    from matplotlib.ticker import LogLocator
+
     figure, axes = new_figure(2, 2, panel=(4.6, 2.8))
     tokens = [row["tokens"] / 1e6 for row in curves]
 
@@ -45,6 +47,10 @@ def draw_curves(curves: Sequence[Mapping[str, float]], k: int, path: Path) -> No
         axis.set_xlabel("training tokens (millions)")
     for axis in axes[1:3]:
         axis.legend()
+    for axis in axes[:2]:
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")  # 0.02, not 2 x 10^-2
+        axis.yaxis.set_minor_formatter("{x:g}")
     for axis in axes:
         axis.set_xlim(left=0)
     save_figure(figure, path)
