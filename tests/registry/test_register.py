@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from plmsae.registry.connection import connect, locate
+from plmsae.registry.connection import connect, experiment_id, locate
 from plmsae.registry.load import pull
 from plmsae.registry.register import Registration, register
 from plmsae.registry.versions import list_versions, registry_name
@@ -131,6 +131,7 @@ STEPS = (
     "log_model_artifacts",
     "log_batch",
     "finalize_logged_model",
+    "set_terminated",
     "create_registered_model",
     "create_model_version",
     "set_registered_model_alias",
@@ -157,7 +158,9 @@ def test_a_registration_cut_off_at_any_step_is_completed_by_the_next(
     assert register(evidence, root).version == 1
     with connect(root) as client:
         versions = list_versions(client)
+        runs = client.search_runs([experiment_id(client, root)])
     assert [(item.version, item.aliases) for item in versions] == [(1, ("candidate",))]
+    assert [run.info.status for run in runs] == ["FINISHED"]
     assert len(versions[0].metrics) == len(FIDELITY) + len(CONCEPTS) + len(TRAINING)
     pulled = pull(f"models:/{NAME}/1", root / "pulled")
     assert json.loads((pulled.folder / "metrics.json").read_text())["fidelity.fvu"] == FIDELITY["fvu"]

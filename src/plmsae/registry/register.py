@@ -102,7 +102,7 @@ def _create(
     if found:
         logged = found[0]
     else:
-        run_id = joined or client.create_run(experiment, run_name="register", tags={"stage": "register"}).info.run_id
+        run_id = joined or _run(client, experiment, tags[EVIDENCE_TAG])
         settings = {key: str(value) for key, value in flatten(_settings(config)).items()}
         logged = client.create_logged_model(
             experiment, name="sae", source_run_id=run_id, tags=tags, params=settings, model_type="sae"
@@ -119,6 +119,8 @@ def _create(
     for first in range(0, len(points), 1000):
         client.log_batch(logged.source_run_id, metrics=points[first : first + 1000])
     client.finalize_logged_model(logged.model_id, "READY")
+    if not joined:
+        client.set_terminated(logged.source_run_id)
     try:
         client.create_registered_model(
             name, description=f"{config.architecture} SAEs on {config.plm}, layer {config.layer} ({config.hook})"
@@ -134,13 +136,19 @@ def _create(
         description=short_description(evidence, config),
         model_id=logged.model_id,
     )
-    if not joined:
-        client.set_terminated(logged.source_run_id)
     first_number = _existing(client, name, tags[EVIDENCE_TAG])
     if first_number is not None and first_number < int(created.version):
         client.delete_model_version(name, str(created.version))  # another process registered it at the same moment
         return first_number
     return int(created.version)
+
+
+def _run(client: Any, experiment: str, evidence_sha256: str) -> str:
+    """The run that the metrics are logged in; one that an interrupted registration left behind is taken up again."""
+    tags = {"stage": "register", EVIDENCE_TAG: evidence_sha256}
+    left = client.search_runs([experiment], " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items()))
+    found = left[0] if left else client.create_run(experiment, run_name="register", tags=tags)
+    return str(found.info.run_id)
 
 
 def _settings(config: SaeConfig) -> dict[str, Any]:
