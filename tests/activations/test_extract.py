@@ -241,6 +241,12 @@ def test_layer_out_of_range(plm, sequences, tmp_path):
         extract(plm, sequences, tmp_path / "o", tmp_path / "c", Settings(layer=3), sequences_sha256=SHA256)
 
 
+def test_blocks_beyond_the_offsets_of_a_chunk(plm, sequences, tmp_path):
+    settings = Settings(layer=1, block_rows=2**28)  # of 8 values of 2 bytes
+    with pytest.raises(UserError, match=r"268435456 rows would take 4.0 GiB(.|\n)*use at most 134217728"):
+        extract(plm, sequences, tmp_path / "o", tmp_path / "c", settings, sequences_sha256=SHA256)
+
+
 @pytest.mark.parametrize(
     ("sequence", "problem"), [("ACDJ", "'J' is not a residue letter"), ("A" * 301, "301 residues is longer than")]
 )

@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
 
-from plmsae.activations.metadata import Normaliser, StoreMetadata, write_metadata
+from plmsae.activations.metadata import DTYPES, Normaliser, StoreMetadata, write_metadata
 from plmsae.activations.parts import Part, PartStore, Settings
 from plmsae.activations.statistics import RowStatistics
 from plmsae.activations.writer import write_index
-from plmsae.errors import DataError
+from plmsae.errors import DataError, UserError
 from plmsae.plms.base import ProteinLM
 from plmsae.progress import Progress
 
 SPLITS = ("train", "valid")  # test proteins are embedded when they are evaluated, never stored
 STATISTICS = "statistics.safetensors"
+MAX_BLOCK_BYTES = 2**31  # LitData's chunks have 32-bit offsets
 
 
 def extract(
@@ -53,10 +54,17 @@ def extract(
         Split -> statistics of its stored rows.
 
     Raises:
-        UserError: The layer or hook does not exist.
+        UserError: The layer or hook does not exist, or a block is too large.
         DataError: A split is empty, a sequence cannot be tokenised, or hidden states are not finite in the stored type.
     """
     plm.check_hook(settings.layer, settings.hook)
+    block_bytes = settings.block_rows * plm.d_model * DTYPES[settings.dtype].itemsize
+    if block_bytes > MAX_BLOCK_BYTES:
+        raise UserError(
+            f"a block of {settings.block_rows} rows would take {block_bytes / 2**30:.1f} GiB, more than a chunk can hold",
+            where="extract_activations.block_rows",
+            fix=f"use at most {settings.block_rows * MAX_BLOCK_BYTES // block_bytes}",
+        )
     plans = {split: plan_parts(sequences, split, settings) for split in SPLITS}
     parts = [part for plan in plans.values() for part in plan]
     store = PartStore(checkpoints / "parts", plm, settings, threads)
