@@ -63,6 +63,17 @@ def test_rows_of_a_batch_come_from_across_the_store(store):
     assert neighbours.mean() < 0.05
 
 
+def test_blocks_are_permuted_anew_each_epoch_and_rows_in_each_pool(tmp_path):
+    folder = write_store(tmp_path / "store", [numbered_rows(0, 16 * 32)], 32)
+    reader = ActivationReader(folder, "train", 32, 0, 32)  # a batch is a block
+    batches = [numbers_of(reader.batch(step)) for step in range(48)]
+    blocks = [{number // 32 for number in batch} for batch in batches]
+    assert all(len(block) == 1 for block in blocks)
+    orders = [tuple(block.pop() for block in blocks[epoch * 16 : epoch * 16 + 16]) for epoch in range(3)]
+    assert len({*orders, tuple(range(16))}) == 4
+    assert len({tuple(number % 32 for number in batch) for batch in batches}) == 48
+
+
 def test_row_order_within_a_pool_is_uniform(store):
     """The first row of the stream is any row of the store, over seeds: mean and spread of a uniform draw."""
     first = [numbers_of(ActivationReader(store, "train", 1, seed, NUM_ROWS).batch(0))[0] for seed in range(300)]

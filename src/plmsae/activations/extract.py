@@ -61,7 +61,7 @@ def extract(
     block_bytes = settings.block_rows * plm.d_model * DTYPES[settings.dtype].itemsize
     if block_bytes > MAX_BLOCK_BYTES:
         raise UserError(
-            f"a block of {settings.block_rows} rows would take {block_bytes / 2**30:.1f} GiB, more than a chunk can hold",
+            f"a block of {settings.block_rows} rows would take {block_bytes / 2**30:.1f} GiB: too much for a chunk",
             where="extract_activations.block_rows",
             fix=f"use at most {settings.block_rows * MAX_BLOCK_BYTES // block_bytes}",
         )

@@ -87,6 +87,7 @@ class Esm2(ProteinLM):
 
 
 def _edited(hidden: Tensor, tokens: Tokens, edit: Edit) -> Tensor:
+    """`hidden` [N, d], changed in place at the residue rows."""
     rows = hidden[tokens.residues]
     new = edit.function(rows)
     if new.shape != rows.shape:
@@ -98,6 +99,5 @@ def _edited(hidden: Tensor, tokens: Tokens, edit: Edit) -> Tensor:
         raise DataError(
             f"the edit at layer {edit.layer} returned values that are not finite", fix="use a smaller change"
         )
-    hidden = hidden.clone()
     hidden[tokens.residues] = new.to(hidden.dtype)
     return hidden
