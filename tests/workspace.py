@@ -20,7 +20,31 @@ FIXTURE = ROOT / "tests" / "fixtures" / "swissprot_tiny.tsv.gz"
 BIN = Path(sys.executable).parent
 
 # What differs from params.yaml to make the pipeline run in seconds.
-SMALL: dict[str, dict[str, Any]] = {}
+SMALL: dict[str, dict[str, Any]] = {
+    "ingest": {"max_proteins": None, "cluster_method": "linclust"},
+    "validate": {"min_proteins": 5},
+    "extract_activations": {
+        "layer": 2,
+        "block_rows": 256,
+        "max_tokens_per_batch": 2048,
+        "shuffle_pool_rows": 4096,
+        "threads": 1,
+    },
+    "train_sae": {
+        "expansion_factor": 2,
+        "k": 16,
+        "tokens": 60_000,
+        "batch_size": 512,
+        "warmup_steps": 10,
+        "learning_rate": 0.002,
+        "validate_every": 10,
+        "num_valid_rows": 1024,
+        "checkpoint_every": 20,
+        "threads": 1,
+    },
+    "evaluate.fidelity": {"max_proteins": 8, "num_resamples": 100, "threads": 1},
+    "evaluate.concepts": {"min_instances": 3, "min_proteins": 2, "num_resamples": 100, "threads": 1},
+}
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -35,8 +59,10 @@ def environment(root: Path) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
         "GX_ANALYTICS_ENABLED": "false",
-        "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
-        "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@example.org",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.org",
         "GIT_CONFIG_NOSYSTEM": "1",
     }
 
@@ -78,4 +104,6 @@ def make_workspace(root: Path) -> Path:
 def output_bytes(root: Path) -> dict[str, bytes]:
     """Relative path -> bytes of every file below `outputs/`."""
     folder = root / "outputs"
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }

@@ -1,6 +1,6 @@
 """Make the demo data of this repository (`data/`) from a folder of collected public protein data.
 
-    python scripts/demo_data/build.py SOURCE [--output data]
+    python -m scripts.demo_data.build SOURCE [--output data]
 
 `SOURCE` holds `A_swissprot/derived/swissprot_annotated_uniprot_style.tsv.gz` (UniProt REST columns) and
 `C_structures/` (structure index, C-alpha table, PDB chains and AlphaFold models). The output is a function of the

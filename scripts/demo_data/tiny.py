@@ -1,6 +1,6 @@
 """Make the tiny fixture of the tests: about 120 short, richly annotated entries of the demo data.
 
-    python scripts/demo_data/tiny.py [--source data/swissprot.tsv.gz] [--output tests/fixtures/swissprot_tiny.tsv.gz]
+    python -m scripts.demo_data.tiny [--source data/swissprot.tsv.gz] [--output tests/fixtures/swissprot_tiny.tsv.gz]
 
 Greedy: take, again and again, the entry that adds most to the sum over features of log(1 + entries that have it), per
 residue to the power 0.3; ties by accession. A feature here is a column, or a column with one of its notes or ligands.
@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from build import FIRST_FEATURE, LAST_FEATURE, Row, read_table, write_gzip
+from scripts.demo_data.build import FIRST_FEATURE, LAST_FEATURE, Row, read_table, write_gzip
 
 NUM_ENTRIES = 120
 MIN_RESIDUES, MAX_RESIDUES = 40, 250

@@ -27,7 +27,9 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._first = done
         interactive = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=label, unit=f" {unit}", unit_scale=True) if interactive else None
+        self._bar = (
+            tqdm(total=total, initial=done, desc=label, unit=f" {unit}", unit_scale=True) if interactive else None
+        )
 
     def __enter__(self) -> Progress:
         return self

@@ -9,19 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.workspace import call, make_workspace, output_bytes
+from tests.pipeline.conftest import Finished
+from tests.workspace import call, output_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder after `dvc repro`, committed."""
-    root = make_workspace(tmp_path_factory.mktemp("dvc") / "work")
-    call(root, "dvc", "repro", timeout=600)
-    call(root, "git", "add", "--all")
-    call(root, "git", "commit", "--quiet", "--message", "run")
-    return root
+def root(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder after `dvc repro`, committed, that the tests of this module change one after the other."""
+    return finished.copy_to(tmp_path_factory.mktemp("dvc") / "work")
 
 
 def set_k(root: Path, k: int) -> None:
@@ -60,8 +57,12 @@ def test_changing_k_reruns_training_and_what_follows_and_going_back_is_a_cache_h
     assert set(stages_run(text)) <= {"register", "promote"}
     assert "is cached" in text
     after = output_bytes(root)
-    assert {name for name in before if after[name] != before[name]} <= {"promote/promotion.json", "promote/summary.md",
-                                                                         "promote/metrics.json", "promote/manifest.json"}
+    assert {name for name in before if after[name] != before[name]} <= {
+        "promote/promotion.json",
+        "promote/summary.md",
+        "promote/metrics.json",
+        "promote/manifest.json",
+    }
     models = json.loads(call(root, "plmsae", "models", "--json").stdout)
     assert [model["version"] for model in models] == sorted(model["version"] for model in models)
     assert len(models) == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from plmsae.stages.catalog import stages
+from tests.pipeline.conftest import Finished
 from tests.workspace import call, environment, make_workspace, output_bytes
 
 
@@ -18,7 +19,11 @@ def kill_while_working(root: Path, stage_id: str, fraction: float, seconds: floa
     """Start a stage, kill it at a fraction of its usual working time; True if it was still working."""
     staging = root / ".plmsae" / "staging" / stage_id
     process = subprocess.Popen(
-        ["plmsae", "run", stage_id], cwd=root, env=environment(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["plmsae", "run", stage_id],
+        cwd=root,
+        env=environment(root),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not staging.exists() and process.poll() is None:
         time.sleep(0.005)
@@ -30,25 +35,19 @@ def kill_while_working(root: Path, stage_id: str, fraction: float, seconds: floa
 @pytest.mark.slow
 @pytest.mark.xdist_group("pipeline")
 @pytest.mark.timeout(900)
-def test_killed_stages_end_in_the_bytes_of_an_undisturbed_run(tmp_path: Path) -> None:
-    undisturbed = make_workspace(tmp_path / "a")
-    seconds = {}
-    for stage_id in stages():
-        start = time.monotonic()
-        call(undisturbed, "dvc", "repro", "--single-item", stage_id)
-        seconds[stage_id] = time.monotonic() - start
-    expected = output_bytes(undisturbed)
+def test_killed_stages_end_in_the_bytes_of_an_undisturbed_run(finished: Finished, tmp_path: Path) -> None:
+    expected = output_bytes(finished.root)
     assert {name.split("/")[0] for name in expected} == {stage.name for stage in stages().values()}
 
-    killed = make_workspace(tmp_path / "b")
+    root = make_workspace(tmp_path / "work")
     chance = random.Random(0)
     hits = 0
     for stage_id in stages():
-        hits += kill_while_working(killed, stage_id, chance.random(), 0.5 * seconds[stage_id])
-        call(killed, "dvc", "repro", "--single-item", stage_id)
+        hits += kill_while_working(root, stage_id, chance.random(), 0.5 * finished.seconds[stage_id])
+        call(root, "dvc", "repro", "--single-item", stage_id)
     assert hits >= len(stages()) // 2, "most kills must have met a working stage"
-    got = output_bytes(killed)
+    got = output_bytes(root)
     assert got.keys() == expected.keys()
     different = [name for name in expected if got[name] != expected[name]]
     assert not different
-    assert not any((killed / ".plmsae" / "checkpoints").iterdir())
+    assert not any((root / ".plmsae" / "checkpoints").iterdir())

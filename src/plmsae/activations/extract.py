@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from plmsae.activations.metadata import DTYPES, Normaliser, StoreMetadata, write_metadata
 from plmsae.activations.parts import Part, PartStore, Settings
 from plmsae.activations.statistics import RowStatistics
 from plmsae.activations.writer import write_index
+from plmsae.artifacts.atomic import write_bytes
 from plmsae.errors import DataError, UserError
 from plmsae.plms.base import ProteinLM
 from plmsae.progress import Progress
@@ -92,7 +93,7 @@ def extract(
             f"all hidden states at layer {settings.layer} of '{plm.name}' are zero", fix="use another layer"
         )
     tensors = {"mean": train.mean, "second_moment": train.second_moment, "norm_histogram": train.norms}
-    save_file(tensors, output / STATISTICS)
+    write_bytes(output / STATISTICS, save(tensors))
     write_metadata(
         output,
         StoreMetadata(

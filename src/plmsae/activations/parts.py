@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from plmsae.activations.metadata import DTYPES, StoreDtype
 from plmsae.activations.statistics import RowStatistics
 from plmsae.activations.writer import write_chunks
-from plmsae.artifacts.atomic import write_text
+from plmsae.artifacts.atomic import write_bytes, write_text
 from plmsae.artifacts.checksums import sha256_bytes, sha256_file
 from plmsae.errors import DataError
 from plmsae.params import canonical_json
@@ -124,7 +124,7 @@ class PartStore:
         rows, statistics = self._embed(part, progress)
         order = torch.from_numpy(np.random.default_rng(part.shuffle_seed).permutation(len(rows)))
         index = write_chunks(temporary, rows, order, self.settings.block_rows)
-        save_file(statistics.tensors(), temporary / STATISTICS)
+        write_bytes(temporary / STATISTICS, save(statistics.tensors()))
         files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         record = {"identity": self._identity_of(part), "files": files, "index": index}
         write_text(temporary / RECORD, json.dumps(record, sort_keys=True))

@@ -74,7 +74,8 @@ class Units:
 def neurons(inputs: Inputs) -> SparseAutoencoder:
     """The neurons of the SAE's layer as units: each coordinate above and below its mean (Simon & Zou 2024).
 
-    Their maxima are taken over all training rows of the activation store.
+    Their maxima are taken over as many (shuffled) training rows of the store as the SAE's were, so that neither
+    method's thresholds profit from a larger sample.
     """
     ours = inputs.sae.config
     d_model = ours.d_model
@@ -82,8 +83,14 @@ def neurons(inputs: Inputs) -> SparseAutoencoder:
     baseline = build(config)
     baseline.initialise(torch.Generator().manual_seed(0), center=inputs.mean)
     low, high = torch.full((d_model,), torch.inf), torch.full((d_model,), -torch.inf)
-    for rows in BlockStore(inputs.store, "train").rows(ROWS_AT_ONCE):
-        low, high = torch.minimum(low, rows.amin(dim=0)), torch.maximum(high, rows.amax(dim=0))
+    store = BlockStore(inputs.store, "train")
+    left = int(ours.training.get("latent_max_rows", store.num_rows))
+    for rows in store.rows(ROWS_AT_ONCE):
+        part = rows[:left]
+        low, high = torch.minimum(low, part.amin(dim=0)), torch.maximum(high, part.amax(dim=0))
+        left -= len(part)
+        if left == 0:
+            break
     baseline.latent_max.copy_(torch.cat([high - inputs.mean, inputs.mean - low]).clamp_min(0))
     return baseline
 

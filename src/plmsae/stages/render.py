@@ -41,7 +41,8 @@ def dvc_yaml() -> str:
         for stage in stages().values()
         for plot in stage.plots
     ]
-    return f"# {GENERATED}\n" + yaml.safe_dump(document, sort_keys=False, width=120)
+    text: str = yaml.safe_dump(document, sort_keys=False, width=120)
+    return f"# {GENERATED}\n{text}"
 
 
 def _dvc_stage(name: str, members: list[Stage]) -> dict[str, Any]:
@@ -51,7 +52,9 @@ def _dvc_stage(name: str, members: list[Stage]) -> dict[str, Any]:
     inputs = dict.fromkeys(port.source for stage in members for port in stage.inputs)
     files = dict.fromkeys(f"${{{name}.{field}}}" for stage in members for field in stage.source_files)
     output = f"outputs/{name}/{suffix}".rstrip("/")
-    rendered: dict[str, Any] = {"desc": members[0].summary.rstrip(".")} if not entries else {"matrix": {"suite": entries}}
+    rendered: dict[str, Any] = {"matrix": {"suite": entries}} if entries else {}
+    if not entries:
+        rendered["desc"] = members[0].summary.rstrip(".")
     rendered["cmd"] = f"plmsae run {name}@{suffix}" if entries else f"plmsae run {name}"
     rendered["deps"] = [
         *files,
