@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from plmsae.errors import PlmsaeError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # OpenMP threads that spin while they wait slow torch down several times as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb = next((argument for argument in arguments if argument in VERBS), None)
     args = build_parser(verb).parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
