@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tests.data.conftest import ROOT, Dvc
 
-SCRIPTS = ROOT / "scripts" / "demo_data"
 FEATURES = ["Active site", "Helix", "Initiator methionine"]
 COLUMNS = ["Entry", "Reviewed", "Organism", "Length", "Sequence", *FEATURES, "Source"]
 INDEX = ["structure_id", "kind", "accession", "chain", "n_res", "uniprot_len", "coverage", "identity", "repo", "path"]
@@ -46,8 +45,13 @@ def make_source(folder: Path) -> None:
         path.write_bytes(gzip.compress(name.encode(), mtime=12345))
 
 
+def run_script(name: str, *arguments: Path | str) -> None:
+    command = [sys.executable, "-m", f"scripts.demo_data.{name}", *arguments]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
 def build(source: Path, output: Path) -> dict[str, bytes]:
-    subprocess.run([sys.executable, SCRIPTS / "build.py", source, "--output", output], check=True, capture_output=True)
+    run_script("build", source, "--output", output)
     return {path.relative_to(output).as_posix(): path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
@@ -78,6 +82,6 @@ def test_the_fixture_is_what_its_script_makes(checkout: Path, dvc: Dvc, tmp_path
     dvc("pull", "data.dvc")
     output = tmp_path / "tiny.tsv.gz"
     source = checkout / "data" / "swissprot.tsv.gz"
-    subprocess.run([sys.executable, SCRIPTS / "tiny.py", "--source", source, "--output", output], check=True)
+    run_script("tiny", "--source", source, "--output", output)
     fixture = ROOT / "tests" / "fixtures" / "swissprot_tiny.tsv.gz"
     assert gzip.decompress(output.read_bytes()) == gzip.decompress(fixture.read_bytes())
