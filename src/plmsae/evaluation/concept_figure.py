@@ -42,14 +42,16 @@ def draw(
     ):
         left.scatter(f1["neurons"][mask], f1["sae"][mask], s=22, color=color, edgecolor="white", lw=0.5, label=label)
     left.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle="--")
-    left.set_xlim(-0.02, 1.02)
-    left.set_ylim(-0.02, 1.02)
+    # Both axes to the best score of all, so that a weak model's concepts do not crowd in the corner.
+    top = min(1.0, 1.1 * float(np.max([f1["neurons"], f1["sae"], [0.2] * len(concepts)])))
+    left.set_xlim(-0.02 * top, 1.02 * top)
+    left.set_ylim(-0.02 * top, 1.02 * top)
     left.set_aspect("equal")
     left.set_xlabel("best neuron, test F1")
     left.set_ylabel("best SAE latent, test F1")
     left.set_title(f"Each dot a Swiss-Prot concept (layer {layer})")
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13))
-    _name(left, concepts, f1["neurons"], f1["sae"], beats_letters)
+    _name(left, concepts, f1["neurons"], f1["sae"], beats_letters, top)
 
     ranks = np.arange(1, len(concepts) + 1)
     for method in ("residue", "neurons", "sae"):
@@ -66,27 +68,31 @@ def draw(
     save_figure(figure, folder / "concepts.png")
 
 
-def _name(axes: Any, concepts: Sequence[str], x: Floats, y: Floats, beats_letters: NDArray[np.bool_]) -> None:
+def _name(
+    axes: Any, concepts: Sequence[str], x: Floats, y: Floats, beats_letters: NDArray[np.bool_], top: float
+) -> None:
     """Name the discoveries that gain most over the neurons; names are spread so that they do not overlap."""
     gain = np.where(beats_letters, y - x, -np.inf)
     chosen = [place for place in np.argsort(-gain, kind="stable")[:NUM_NAMED] if gain[place] > 0]
     chosen.sort(key=lambda place: y[place])
-    height = 0.0
+    line = 0.052 * top
+    heights: list[float] = []
     for place in chosen:
-        height = max(height + 0.052, float(y[place]))
-    shift = max(0.0, height - 0.99)  # keep the topmost name inside
-    height = -1.0
-    for place in chosen:
-        height = max(height + 0.052, float(y[place]) - shift)
-        right_side = x[place] < 0.6
+        heights.append(max(heights[-1] + line if heights else 0.0, float(y[place])))
+    for number in range(len(heights) - 1, -1, -1):  # what was pushed above the frame pushes back down
+        limit = heights[number + 1] - line if number + 1 < len(heights) else 0.99 * top
+        heights[number] = min(heights[number], limit)
+    for place, height in zip(chosen, heights, strict=True):
+        right_side = x[place] < 0.55 * top
         axes.annotate(
             _short(concepts[place]),
             (x[place], y[place]),
-            xytext=(x[place] + (0.035 if right_side else -0.035), height),
+            xytext=(x[place] + (0.035 if right_side else -0.035) * top, height),
             ha="left" if right_side else "right",
             va="center",
             fontsize=7.2,
             color="#222B36",
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
             arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 0, "shrinkB": 2},
         )
 

@@ -188,12 +188,13 @@ def _summary(
         f"({metrics['num_concepts_left_out']} others are too rare or duplicates), the mean best F1 is "
         f"{means['sae'].text()} for the SAE's latents, {means['neurons'].text()} for the neurons of layer "
         f"{config.layer} and {means['residue'].text()} for the residue's letter alone. "
-        f"{_verdict('the neurons', over_neurons.mean)}: on {metrics['num_concepts_better_than_neurons']} concepts it "
-        f"is better beyond the interval, on {metrics['num_concepts_worse_than_neurons']} worse. "
+        f"{_verdict('the neurons', over_neurons.mean)}; concept by concept it is better beyond the interval "
+        f"{metrics['num_concepts_better_than_neurons']} times and worse {metrics['num_concepts_worse_than_neurons']} "
+        "times. "
         f"{_verdict('the residue letter', over_letters.mean)}; it is better than every set of letters beyond the "
         f"interval on {metrics['num_concepts_better_than_residue_sae']} of {num_concepts} concepts, and only those are "
-        f"discoveries. {metrics['num_concepts_above_half_sae']} concepts reach a test F1 above 0.5 (neurons "
-        f"{metrics['num_concepts_above_half_neurons']}, letters {metrics['num_concepts_above_half_residue']}). "
+        f"discoveries. Concepts with a test F1 above 0.5: SAE {metrics['num_concepts_above_half_sae']}, neurons "
+        f"{metrics['num_concepts_above_half_neurons']}, letters {metrics['num_concepts_above_half_residue']}. "
         f"Brackets: {confidence:.0%} bootstrap intervals over test proteins."
     )
 

@@ -7,7 +7,7 @@ done on pads. Residue rows are what leaves this room; `<cls>` and `<eos>` are ne
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -120,6 +120,16 @@ class ProteinLM(ABC):
             UserError: The edit's layer or hook does not exist, or its function returns another shape.
             DataError: The edit's function returns values that are not finite.
         """
+
+    def logits_each(self, tokens: Tokens, edits: Sequence[Edit | None]) -> Iterator[Tensor]:
+        """`logits(tokens, edit)` for each edit in turn, without computing again what comes before the edits.
+
+        Raises:
+            UserError: As `logits`.
+            DataError: As `logits`.
+        """
+        for edit in edits:
+            yield self.logits(tokens, edit)
 
     def residue_ids(self, tokens: Tokens) -> Tensor:
         """Token ids at the residue rows, int64 [R]."""

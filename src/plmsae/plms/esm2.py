@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -71,15 +71,34 @@ class Esm2(ProteinLM):
             self.check_hook(edit.layer, edit.hook)
         return self._encoder.head(self._run(tokens, self.num_layers, edit)[tokens.residues])
 
-    def _run(self, tokens: Tokens, last: int, edit: Edit | None) -> Tensor:
-        """The residual stream [N, d] at layer `last`, with the edit applied on the way."""
+    @torch.no_grad()
+    def logits_each(self, tokens: Tokens, edits: Sequence[Edit | None]) -> Iterator[Tensor]:
+        """See `ProteinLM.logits_each`."""
+        for edit in edits:
+            if edit is not None:
+                self.check_hook(edit.layer, edit.hook)
+        first = min((edit.layer for edit in edits if edit is not None), default=self.num_layers)
+        common = self._run(tokens, first, None)
+        for edit in edits:
+            hidden = self._run(tokens, self.num_layers, edit, (first, common.clone()))
+            yield self._encoder.head(hidden[tokens.residues])
+
+    def _run(self, tokens: Tokens, last: int, edit: Edit | None, start: tuple[int, Tensor] | None = None) -> Tensor:
+        """The residual stream [N, d] at layer `last`, with the edit applied on the way.
+
+        Args:
+            tokens: The batch.
+            last: Layer to stop after.
+            edit: Applied at its layer.
+            start: A layer and the unedited stream there, to go on from; it is changed.
+        """
         encoder = self._encoder
         layout = encoder.layout(tokens.lengths)
-        hidden = encoder.embed(tokens)
-        for layer in range(last + 1):
-            if layer > 0:
+        first, hidden = start if start is not None else (0, encoder.embed(tokens))
+        for layer in range(first, last + 1):
+            if layer > first:
                 hidden = encoder.block(layer - 1, hidden, layout)
-            if layer == self.num_layers:
+            if layer == self.num_layers and (start is None or layer > first):
                 hidden = encoder.final_norm(hidden)
             if edit is not None and edit.layer == layer:
                 hidden = _edited(hidden, tokens, edit)

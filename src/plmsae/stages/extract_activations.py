@@ -54,7 +54,7 @@ STAGE = Stage(
     inputs=(Input("sequences", "sequences", "ingest"), Input("validation", "report", "validate")),
     kind="activations",
     run="plmsae.stages.extract_activations:run",
-    code=("activations", "artifacts", "plms"),
+    code=("activations", "artifacts", "plms", "proteins", "validation"),
     resources=Resources(cpu=4, memory_gib=16, retry="io"),
 )
 
@@ -74,6 +74,7 @@ def run(context: StageContext) -> StageResult:
     from plmsae.activations.extract import SPLITS, extract
     from plmsae.activations.parts import Settings
     from plmsae.plms import load_plm
+    from plmsae.validation.store import require_sound_store
 
     params: ExtractActivationsParams = context.params
     torch.set_num_threads(params.threads)
@@ -99,7 +100,13 @@ def run(context: StageContext) -> StageResult:
         sequences_sha256=context.manifests["sequences"].files["sequences.parquet"].sha256,
         threads=params.threads,
     )
-    check_store(context.output, sequences.groupby("split")["length"].sum().astype(int).to_dict())
+    num_residues = sequences.groupby("split")["length"].sum().astype(int).to_dict()
+    chunks = check_store(context.output, num_residues)
+    require_sound_store(
+        chunks.assign(chunk=chunks["split"] + "/" + chunks["chunk"]),
+        num_rows=sum(num_residues[split] for split in SPLITS),
+        where=str(context.output),
+    )
     train = statistics["train"]
     num_proteins = {split: int((sequences["split"] == split).sum()) for split in SPLITS}
     metrics: dict[str, float | int] = {

@@ -50,11 +50,11 @@ class TrainSaeParams(Params):
     dead_after_tokens: int | None = Field(
         None,
         ge=1,
-        description="A latent that has not fired for so many training residues is dead; null takes a twentieth of the "
+        description="A latent that has not fired for so many training residues is dead; null takes an eightieth of the "
         "training, at most 10 million.",
     )
     validate_every: int = Field(50, ge=1, description="Steps between rows of curves.csv.")
-    num_valid_rows: int = Field(8192, ge=1, description="Held-out residues behind valid_fvu in curves.csv.")
+    num_valid_rows: int = Field(4096, ge=1, description="Held-out residues behind valid_fvu in curves.csv.")
     num_test_rows: int = Field(262_144, ge=1, description="Held-out residues, at most, behind the metrics at the end.")
     num_latent_max_rows: int = Field(
         524_288, ge=1, description="Training residues, at most, over which each latent's largest value is taken."
@@ -222,7 +222,7 @@ def _settings(params: TrainSaeParams, metadata: StoreMetadata) -> TrainingSettin
         learning_rate=params.learning_rate or default_learning_rate(size),
         warmup_steps=params.warmup_steps,
         decay_fraction=params.decay_fraction,
-        dead_after_tokens=params.dead_after_tokens or min(10_000_000, max(1, params.tokens // 20)),
+        dead_after_tokens=params.dead_after_tokens or min(10_000_000, max(1, params.tokens // 80)),
         validate_every=params.validate_every,
         num_valid_rows=params.num_valid_rows,
         checkpoint_every=params.checkpoint_every,

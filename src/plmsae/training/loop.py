@@ -23,7 +23,7 @@ from plmsae.training.center import geometric_median
 from plmsae.training.checkpoint import latest_checkpoint, latest_step, save_checkpoint
 from plmsae.training.data import BatchSource, StepStream, rows
 from plmsae.training.metrics import ReconstructionMetrics
-from plmsae.training.module import SaeModule, Window
+from plmsae.training.module import SaeModule
 from plmsae.training.settings import TrainingSettings
 
 logger = logging.getLogger("plmsae")
@@ -58,17 +58,22 @@ class _Run:
         """Report, look and save where a step is due for it."""
         step, settings = module.num_steps_done, self.settings
         last = step == settings.num_steps
-        if last or step % settings.validate_every == 0:
+        look = last or step % settings.validate_every == 0
+        save = last or step % settings.checkpoint_every == 0
+        if look or save:
+            module.check_finite()
+        if look:
             self._look(module)
         if self.progress is not None:
             row = self.curves[-1] if self.curves else {}
             shown = {name: row[name] for name in ("fvu", "l0", "dead_fraction") if row}
             self.progress.update(settings.batch_size, **shown)
-        if last or step % settings.checkpoint_every == 0:
+        if save:
             save_checkpoint(self.checkpoints, module.checkpoint({"curves": self.curves, "variance": self.variance}))
 
     def _look(self, module: SaeModule) -> None:
-        loss, error, aux, active = module.window.means()
+        *sums, num_steps = module.window.tolist()
+        loss, error, aux, active = (total / num_steps for total in sums)
         fvu = error / self.variance
         first = self.curves[0]["fvu"] if self.curves else fvu
         if fvu > DIVERGED * max(1.0, first):
@@ -93,7 +98,7 @@ class _Run:
                 "learning_rate": module.optimizers().param_groups[0]["lr"],
             }
         )
-        module.window = Window()
+        module.window.zero_()
 
 
 def train(

@@ -7,9 +7,7 @@ fill with a direction that the renormalisation undoes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,23 +21,7 @@ from plmsae.training.schedules import warmup_decay
 from plmsae.training.settings import TrainingSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
-@dataclass
-class Window:
-    """Sums since the last row of the curves: loss, squared error, AuxK and active latents per step, and steps."""
-
-    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
-    num_steps: int = 0
-
-    def add(self, total: float, reconstruction: float, aux: float, active: float) -> None:
-        """Add one step."""
-        self.sums = [old + new for old, new in zip(self.sums, (total, reconstruction, aux, active))]
-        self.num_steps += 1
-
-    def means(self) -> list[float]:
-        """Means per step."""
-        return [value / max(self.num_steps, 1) for value in self.sums]
+_COUNTERS = ("tokens_since_fired", "window")
 
 
 class SaeModule(LightningModule):
@@ -60,12 +42,14 @@ class SaeModule(LightningModule):
         self.settings = settings
         self.after_step = after_step
         self.num_steps_done = 0
-        self.window = Window()
+        # Sums since the last row of the curves: loss, squared error, AuxK, active latents; and number of steps.
+        self.register_buffer("window", torch.zeros(5, dtype=torch.float64))
         # Training tokens since each latent last fired; all start as if they had just done so.
         self.register_buffer("tokens_since_fired", torch.zeros(sae.config.dictionary_size, dtype=torch.int64))
         self._restored: Checkpoint | None = None
 
     tokens_since_fired: Tensor
+    window: Tensor
 
     @property
     def num_tokens_done(self) -> int:
@@ -98,7 +82,11 @@ class SaeModule(LightningModule):
         del batch_index
         settings, optimizer = self.settings, self.optimizers()
         terms: LossTerms = self.sae.loss(batch, self.dead)
-        self._check(terms)
+        active = terms.counts.sum() / len(batch)
+        values = [terms.total.detach(), terms.reconstruction, terms.aux, active, torch.ones_like(active)]
+        self.window += torch.stack(values)
+        if batch.device.type == "cpu":
+            self.check_finite()
         optimizer.zero_grad()
         terms.total.backward()  # type: ignore[no-untyped-call]
         self.sae.constrain_gradients()
@@ -111,14 +99,18 @@ class SaeModule(LightningModule):
         self.tokens_since_fired += len(batch)
         self.tokens_since_fired[terms.counts > 0] = 0
         self.num_steps_done += 1
-        self.window.add(*self._numbers)
         self.after_step(self)
 
-    def _check(self, terms: LossTerms) -> None:
-        active = terms.counts.sum() / self.settings.batch_size
-        values = torch.stack([terms.total.detach(), terms.reconstruction, terms.aux, active]).tolist()
-        self._numbers: list[float] = values
-        if not all(math.isfinite(value) for value in values):
+    def check_finite(self) -> None:
+        """Stop if a loss since the last row of the curves was not finite.
+
+        On a CPU this runs before the weights change. On a GPU it would wait for every step, so the loop calls it
+        where it waits anyway: before a row of the curves and before a checkpoint.
+
+        Raises:
+            DataError: Names the step by which it happened.
+        """
+        if not bool(torch.isfinite(self.window).all()):
             raise DataError(
                 f"the training diverged: the loss of step {self.num_steps_done} is not finite",
                 where=f"learning rate {self.settings.learning_rate:.3g}",
@@ -128,12 +120,11 @@ class SaeModule(LightningModule):
     def checkpoint(self, info: dict[str, Any]) -> Checkpoint:
         """Everything that the rest of the training depends on; `info` is what the loop adds."""
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        tensors["tokens_since_fired"] = self.tokens_since_fired
+        tensors |= {name: getattr(self, name) for name in _COUNTERS}
         state = self.optimizers().optimizer.state
         for name, parameter in self.sae.named_parameters():
             tensors |= {f"adam.{name}.{moment}": state[parameter][moment] for moment in _MOMENTS}
-        window = {"sums": self.window.sums, "num_steps": self.window.num_steps}
-        return Checkpoint(self.num_steps_done, tensors, {"window": window, **info})
+        return Checkpoint(self.num_steps_done, tensors, info)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; call before the loop starts."""
@@ -145,7 +136,7 @@ class SaeModule(LightningModule):
                 if name.startswith(prefix)
             }
         )
-        self.tokens_since_fired.copy_(checkpoint.tensors["tokens_since_fired"])
+        for name in _COUNTERS:
+            getattr(self, name).copy_(checkpoint.tensors[name])
         self.num_steps_done = checkpoint.step
-        self.window = Window(**checkpoint.info["window"])
         self._restored = checkpoint
