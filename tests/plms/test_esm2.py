@@ -124,6 +124,24 @@ def test_edit_does_not_write_through_to_the_caller(pair):
     assert torch.equal(pair.plm.logits(tokens), before)
 
 
+def test_logits_of_several_edits_are_those_of_each_alone(pair, tokens):
+    def edit(layer, shift):
+        return Edit(layer, "residual", lambda rows: rows.mul_(0.5).add_(shift))
+
+    last = pair.plm.num_layers
+    for edits in (
+        [None, edit(2, 1.0), edit(1, 0.5), edit(2, -1.0), None],
+        [edit(last, 0.1), None],
+        [edit(0, 1.0)],
+        [None],
+        [],
+    ):
+        together = list(pair.plm.logits_each(tokens, edits))
+        assert len(together) == len(edits)
+        for found, each in zip(together, edits, strict=True):
+            assert torch.equal(found, pair.plm.logits(tokens, each))
+
+
 def test_masking_is_by_residue_row(pair):
     tokens = pair.plm.tokenize(["ACD", "EF"])
     masked = pair.plm.with_masked(tokens, torch.tensor([0, 4]))
