@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,15 @@ def test_training_lowers_the_loss(make_sae: Make, architecture: str) -> None:
         sae.constrain_weights()
         losses.append(float(terms.reconstruction))
     assert losses[-1] < 0.5 * losses[0]
+
+
+@every
+def test_threads_that_encode_at_once_do_not_disturb_each_other(architecture: str) -> None:
+    sae = generic_sae(architecture).requires_grad_(False)
+    batches = [inputs(20_000, seed) for seed in range(8)]
+    expected = [sae.encode_sparse(x) for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(sae.encode_sparse, batches * 5))
+    for number, (indices, values) in enumerate(found):
+        assert torch.equal(indices, expected[number % 8][0])
+        assert torch.equal(values, expected[number % 8][1])

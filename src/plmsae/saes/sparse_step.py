@@ -16,6 +16,7 @@ little. Its target, the residual, is a constant: `e` is detached.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,11 @@ from torch.nn.functional import embedding_bag
 from plmsae.saes.selection import rows_per_block, top_k_indices
 
 
-class Workspace:
-    """Buffers reused from step to step: fresh memory costs more here than the arithmetic that fills it."""
+class Workspace(threading.local):
+    """Buffers reused from step to step: fresh memory costs more here than the arithmetic that fills it.
+
+    Each thread has its own, so that one SAE can encode in several threads at once.
+    """
 
     def __init__(self) -> None:
         self._block: Tensor | None = None
