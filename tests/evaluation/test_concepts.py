@@ -32,6 +32,7 @@ OPTIONS: dict[str, Any] = {
     "num_resamples": 200,
     "confidence": 0.95,
     "max_tokens": 1024,
+    "threads": 1,
     "seed": 0,
 }
 
@@ -149,9 +150,9 @@ def test_latents_table_names_the_best_concepts(inputs: Inputs, tmp_path: Path) -
         np.testing.assert_allclose(merged[name], merged[f"{name}_concept"])
 
 
-def test_numbers_do_not_depend_on_batches(letters: tuple[Inputs, Outcome, Path], tmp_path: Path) -> None:
+def test_numbers_do_not_depend_on_batches_or_threads(letters: tuple[Inputs, Outcome, Path], tmp_path: Path) -> None:
     inputs, outcome, folder = letters
-    again = evaluate(inputs, tmp_path, **{**OPTIONS, "max_tokens": 300})
+    again = evaluate(inputs, tmp_path, **{**OPTIONS, "max_tokens": 300, "threads": 3})
     assert again == outcome
     for name in ("concepts.csv", "latents.csv", "left_out.csv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()

@@ -29,6 +29,7 @@ OPTIONS: dict[str, Any] = {
     "num_resamples": 200,
     "confidence": 0.95,
     "max_tokens": 1024,
+    "threads": 1,
     "seed": 0,
 }
 
@@ -167,6 +168,12 @@ def test_batches_do_not_matter(inputs: Inputs, tmp_path: Path) -> None:
         run(inputs, inputs.sae, tmp_path / str(tokens), max_tokens=tokens)
     small, large = (pd.read_parquet(tmp_path / str(tokens) / "per_sequence.parquet") for tokens in (300, 4096))
     pd.testing.assert_frame_equal(small, large, rtol=1e-4, atol=1e-6)
+
+
+def test_threads_do_not_matter(inputs: Inputs, tmp_path: Path) -> None:
+    assert run(inputs, inputs.sae, tmp_path, threads=3, max_tokens=300) == run(
+        inputs, inputs.sae, tmp_path, threads=1, max_tokens=300
+    )
 
 
 def test_a_subset_is_seeded_and_sorted(inputs: Inputs) -> None:

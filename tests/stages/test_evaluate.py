@@ -94,7 +94,7 @@ def test_every_evaluation_is_a_stage_and_takes_the_parameters_of_its_stage() -> 
         assert stage.id == f"evaluate@{name}"
         arguments = list(inspect.signature(evaluation(name)).parameters)
         assert arguments[:2] == ["inputs", "output"]
-        assert set(arguments[2:]) | {"threads"} == set(stage.params.model_fields)
+        assert set(arguments[2:]) == set(stage.params.model_fields)
 
 
 def test_an_unknown_evaluation_is_named_with_what_was_meant() -> None:

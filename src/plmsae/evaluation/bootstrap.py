@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from plmsae.errors import UserError
 
 Floats = NDArray[np.float64]
+Number = TypeVar("Number", np.int64, np.float64)
 _RESAMPLES_AT_ONCE = 250
 
 
@@ -31,7 +33,7 @@ class Interval:
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
-def resampled_sums(sums: NDArray[np.generic], num_resamples: int, seed: int) -> Floats:
+def resampled_sums(sums: NDArray[Any], num_resamples: int, seed: int) -> Floats:
     """Sums over proteins in every resample.
 
     Args:
@@ -52,12 +54,15 @@ def resampled_sums(sums: NDArray[np.generic], num_resamples: int, seed: int) -> 
             fix="raise max_proteins or num_resamples",
         )
     rng = np.random.default_rng(seed)
+    whole = np.issubdtype(sums.dtype, np.integer)
     flat = np.asarray(sums, dtype=np.float64).reshape(num_proteins, -1)
     even = np.full(num_proteins, 1.0 / num_proteins)
     pieces = []
     for first in range(0, num_resamples, _RESAMPLES_AT_ONCE):  # bounds the memory of the weights
         count = min(_RESAMPLES_AT_ONCE, num_resamples - first)
-        pieces.append(rng.multinomial(num_proteins, even, size=count).astype(np.float64) @ flat)
+        weights = rng.multinomial(num_proteins, even, size=count).astype(np.float64)
+        # Sums of whole numbers are exact in any order; others must not depend on how many cores BLAS finds.
+        pieces.append(weights @ flat if whole else np.einsum("rp,pk->rk", weights, flat))
     return np.concatenate(pieces).reshape(num_resamples, *np.shape(sums)[1:])
 
 
@@ -79,7 +84,7 @@ def percentile_bounds(samples: Floats, confidence: float) -> tuple[Floats, Float
 
 
 def intervals(
-    sums: NDArray[np.generic],
+    sums: NDArray[Any],
     statistics: Callable[[Floats], dict[str, Floats]],
     *,
     num_resamples: int,
@@ -104,8 +109,8 @@ def intervals(
     return found
 
 
-def group_sums(values: NDArray[np.generic], owners: NDArray[np.int64]) -> Floats:
-    """Sums of rows by owner: [num_rows, ...] and [num_rows] -> [num_owners, ...] float64."""
-    summed = np.zeros((int(owners.max(initial=-1)) + 1, *values.shape[1:]))
+def group_sums(values: NDArray[Number], owners: NDArray[np.int64]) -> NDArray[Number]:
+    """Sums of rows by owner: [num_rows, ...] and [num_rows] -> [num_owners, ...], of the same type."""
+    summed = np.zeros((int(owners.max(initial=-1)) + 1, *values.shape[1:]), dtype=values.dtype)
     np.add.at(summed, owners, values)
     return summed

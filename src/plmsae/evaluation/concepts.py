@@ -8,6 +8,7 @@ that is missed counts as 0. All methods are scored on the same residues and resa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from plmsae.evaluation.concept_data import ConceptData, Split
 from plmsae.evaluation.concept_report import MethodResult, nothing_to_score, report
 from plmsae.evaluation.counts import ConceptCounter, Counts, RowCounts, count_rows
 from plmsae.evaluation.inputs import Inputs, Outcome
+from plmsae.evaluation.residue_labels import Labels, Sparse
 from plmsae.evaluation.residue_letters import letter_codes, letters_text, select_letters
 from plmsae.evaluation.scores import NO_LATENT, Selection, best_concepts, confirmed_pairs, score_counts, select
 from plmsae.evaluation.units import Units, neurons, predicted
+from plmsae.plms.parallel import ordered_map
 from plmsae.progress import Progress
 
 F1_BOUND = 0.5  # InterPLM's bound for a latent that "has" a concept
@@ -38,6 +41,7 @@ def evaluate(
     num_resamples: int,
     confidence: float,
     max_tokens: int,
+    threads: int,
     seed: int,
 ) -> Outcome:
     """Score the SAE, the neurons and the residue letters against the concepts of the annotations.
@@ -53,6 +57,7 @@ def evaluate(
         num_resamples: Bootstrap resamples.
         confidence: Coverage of the intervals.
         max_tokens: Tokens per batch.
+        threads: Batches that are run at once; the numbers do not depend on it.
         seed: Seed of subset and bootstrap.
     """
     data = concept_data.load(
@@ -71,10 +76,10 @@ def evaluate(
     residues_valid, instances_valid = data.valid.labels.num_residues_of(), data.valid.labels.num_instances_of()
     residues_test, instances_test = data.test.labels.num_residues_of(), data.test.labels.num_instances_of()
 
-    counts, _ = _count(inputs, data.valid, methods, thresholds, None)
+    counts, _ = _count(inputs, data.valid, methods, thresholds, None, threads)
     f1_valid = [score_counts(each, residues_valid, instances_valid, data.residue_level).f1 for each in counts]
     selections = [select(f1) for f1 in f1_valid]
-    counts, rows = _count(inputs, data.test, methods, thresholds, selections)
+    counts, rows = _count(inputs, data.test, methods, thresholds, selections, threads)
     f1_test = [score_counts(each, residues_test, instances_test, data.residue_level).f1 for each in counts]
     del counts
 
@@ -103,6 +108,7 @@ def _count(
     methods: Sequence[Units],
     thresholds: Sequence[float],
     selections: Sequence[Selection] | None,
+    threads: int,
 ) -> tuple[list[Counts], list[RowCounts]]:
     """One pass over a split: counts of all units and, where selections are given, of the selected per sequence."""
     num_concepts = split.labels.num_concepts
@@ -110,13 +116,16 @@ def _count(
     rows: list[list[RowCounts]] = [[] for _ in methods]
     sequences, accessions = split.proteins["sequence"].tolist(), split.proteins["accession"].tolist()
     config = inputs.sae.config
+
+    def run(batch: tuple[int, int]) -> tuple[Labels, list[Sparse]]:
+        first, last = batch
+        tokens = inputs.plm.tokenize(sequences[first:last], accessions[first:last])
+        x = inputs.plm.hidden(tokens, config.layer, config.hook)
+        return split.labels.batch(first, last), [method.activations(x) for method in methods]
+
     with Progress("evaluate@concepts", split.labels.num_residues, "residues") as progress:
-        for first, last in zip(split.batches[:-1], split.batches[1:], strict=True):
-            labels = split.labels.batch(first, last)
-            tokens = inputs.plm.tokenize(sequences[first:last], accessions[first:last])
-            x = inputs.plm.hidden(tokens, config.layer, config.hook)
-            for number, method in enumerate(methods):
-                activations = method.activations(x)
+        for labels, found in ordered_map(run, pairwise(split.batches.tolist()), threads):
+            for number, activations in enumerate(found):
                 counters[number].add(activations, labels)
                 if selections is not None:
                     marked = predicted(activations, selections[number], counters[number].thresholds)
@@ -134,7 +143,7 @@ def _residue_letters(data: ConceptData, how: Resampling) -> MethodResult:
     for split in (data.valid, data.test):
         codes = letter_codes(split.proteins["sequence"])
         pieces = []
-        for first, last in zip(split.batches[:-1], split.batches[1:], strict=True):
+        for first, last in pairwise(split.batches):
             low, high = split.labels.row_starts[first], split.labels.row_starts[last]
             # A letter that is not an amino acid has code -1: the extra column, which no set holds.
             marked = np.pad(chosen, ((0, 0), (0, 1)))[:, codes[low:high]].T

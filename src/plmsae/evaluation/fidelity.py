@@ -19,12 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from plmsae.evaluation.bootstrap import Floats, Interval, group_sums, intervals
 from plmsae.evaluation.fidelity_figure import draw
 from plmsae.evaluation.inputs import Inputs, Outcome
 from plmsae.evaluation.splice import CLEAN, MEAN, PROTOCOLS, SAE, WITH_ERROR, ZERO, measure
 from plmsae.plms.batching import length_sorted_batches
+from plmsae.plms.parallel import ordered_map
 from plmsae.progress import Progress
 
 ABLATIONS = (ZERO, MEAN)
@@ -42,6 +44,7 @@ def evaluate(
     num_resamples: int,
     confidence: float,
     max_tokens: int,
+    threads: int,
     seed: int,
 ) -> Outcome:
     """Measure fidelity on the test split.
@@ -55,10 +58,11 @@ def evaluate(
         num_resamples: Bootstrap resamples.
         confidence: Coverage of the intervals.
         max_tokens: Tokens per batch.
+        threads: Batches that are run at once; the numbers do not depend on it.
         seed: Seed of subset, masking and bootstrap.
     """
     proteins = inputs.split("test", max_proteins, seed)
-    sums = _measure_all(inputs, proteins, masked_share, error_term, max_tokens, seed)
+    sums = _measure_all(inputs, proteins, masked_share, error_term, max_tokens, threads, seed)
     interventions = (CLEAN, SAE, *ABLATIONS, *((WITH_ERROR,) if error_term else ()))
     _per_sequence(proteins, sums, interventions).to_parquet(output / "per_sequence.parquet", index=False)
     found = _statistics(proteins, sums, interventions, num_resamples, confidence, seed)
@@ -75,7 +79,13 @@ def evaluate(
 
 
 def _measure_all(
-    inputs: Inputs, proteins: pd.DataFrame, masked_share: float, error_term: bool, max_tokens: int, seed: int
+    inputs: Inputs,
+    proteins: pd.DataFrame,
+    masked_share: float,
+    error_term: bool,
+    max_tokens: int,
+    threads: int,
+    seed: int,
 ) -> dict[str, Floats]:
     """`splice.measure` over batches, put back into the order of `proteins`."""
     batches = length_sorted_batches(proteins["length"].to_numpy(), max_tokens)
@@ -83,19 +93,22 @@ def _measure_all(
     keys = [
         f"{accession}:{offset}" for accession, offset in zip(proteins["accession"], proteins["offset"], strict=True)
     ]
+
+    def run(batch: NDArray[np.int64]) -> dict[str, Floats]:
+        return measure(
+            inputs.plm,
+            inputs.sae,
+            inputs.mean,
+            [sequences[row] for row in batch],
+            [keys[row] for row in batch],
+            masked_share=masked_share,
+            error_term=error_term,
+            seed=seed,
+        )
+
     pieces = []
     with Progress("evaluate@fidelity", int(proteins["length"].sum()), "residues") as progress:
-        for batch in batches:
-            piece = measure(
-                inputs.plm,
-                inputs.sae,
-                inputs.mean,
-                [sequences[row] for row in batch],
-                [keys[row] for row in batch],
-                masked_share=masked_share,
-                error_term=error_term,
-                seed=seed,
-            )
+        for piece in ordered_map(run, batches, threads):
             pieces.append(piece)
             progress.update(int(piece["num_residues"].sum()))
     place = np.argsort(np.concatenate(batches))

@@ -168,14 +168,12 @@ def _losses(
 ) -> dict[str, Tensor]:
     """Cross-entropy and divergence at residue rows `rows`, each fp64 [len(rows)]."""
     wanted = targets[rows, None]
-
-    def log_probabilities(edit: Edit | None) -> Tensor:
-        return torch.log_softmax(plm.logits(tokens, edit)[rows].double(), dim=1)
-
-    clean = log_probabilities(None)
+    edits = [Edit(sae.config.layer, sae.config.hook, function) for function in functions.values()]
+    every = plm.logits_each(tokens, [None, *edits])
+    clean = torch.log_softmax(next(every)[rows].double(), dim=1)
     found = {f"ce_{CLEAN}": -clean.gather(1, wanted)[:, 0]}
-    for name, function in functions.items():
-        edited = log_probabilities(Edit(sae.config.layer, sae.config.hook, function))
+    for name, logits in zip(functions, every, strict=True):
+        edited = torch.log_softmax(logits[rows].double(), dim=1)
         found[f"ce_{name}"] = -edited.gather(1, wanted)[:, 0]
         found[f"kl_{name}"] = (clean.exp() * (clean - edited)).sum(dim=1)
     return found

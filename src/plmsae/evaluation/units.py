@@ -56,6 +56,7 @@ class Units:
             return f"neuron {unit % width} {'+' if unit < width else '-'}"
         return f"latent {unit}"
 
+    @torch.no_grad()
     def activations(self, x: Tensor) -> Sparse:
         """Normalised activations [R, n], CSR fp32, of hidden states [R, d_model].
 

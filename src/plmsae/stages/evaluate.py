@@ -16,7 +16,7 @@ class EvaluationParams(Params):
     num_resamples: int = Field(1000, ge=1, le=1_000_000, description="Bootstrap resamples, whole proteins.")
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="Coverage of the intervals.")
     max_tokens: int = Field(4096, ge=16, le=1_048_576, description="Tokens that go through the model at once.")
-    threads: int = Field(2, ge=1, le=256, description="CPU threads; the same number gives the same bytes.")
+    threads: int = Field(2, ge=1, le=256, description="Batches that run at once, on one core each.")
     seed: int = Field(0, ge=0, lt=2**53, description="Seed of subset, masking and bootstrap.")
 
 
@@ -135,10 +135,9 @@ def _run(name: str, context: StageContext) -> StageResult:
     from plmsae.evaluation import evaluation
     from plmsae.evaluation.inputs import Inputs
 
-    options = context.params.model_dump()
-    torch.set_num_threads(options.pop("threads"))
+    torch.set_num_threads(context.params.threads)
     inputs = Inputs.load(
         context.inputs["sequences"], context.inputs["activations"], context.inputs["sae"], root=context.root
     )
-    outcome = evaluation(name)(inputs, context.output, **options)
+    outcome = evaluation(name)(inputs, context.output, **context.params.model_dump())
     return StageResult(metrics=outcome.metrics, summary=outcome.summary)
