@@ -90,5 +90,8 @@ def difference(ours: Tested, theirs: Tested, confidence: float) -> Difference:
 
 
 def _mean(values: Floats, samples: Floats, confidence: float) -> Interval:
-    low, high = percentile_bounds(np.nanmean(samples, axis=1), confidence)
+    # A concept without an instance in a resample has no score there and leaves that resample's mean.
+    num_defined = (~np.isnan(samples)).sum(axis=1)
+    means = np.where(num_defined > 0, np.nansum(samples, axis=1) / np.maximum(num_defined, 1), np.nan)
+    low, high = percentile_bounds(means, confidence)
     return Interval(float(values.mean()), float(low), float(high))

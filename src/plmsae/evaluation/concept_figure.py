@@ -59,7 +59,8 @@ def draw(
         label = f"{_LABELS[method]}: mean {means[method].text()}"
         right.step(ranks, values, where="mid", color=_COLORS[method], label=label)
     right.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-    right.set_ylim(-0.02, 1.02)
+    highest = max(top, 0.55)  # the line at 0.5 stays in sight
+    right.set_ylim(-0.02 * highest, 1.02 * highest)
     right.set_xlabel("concepts, from best to worst for each method")
     right.set_ylabel("test F1")
     right.set_title("Selected on validation, scored on test")
