@@ -15,12 +15,12 @@ GROUP_SIZES = (8, 16, 32)
 # torch.topk needs about three times as long per candidate on rows this short (it sorts pairs instead of keeping a
 # heap), so two stages must cut the candidates by more than that.
 WORTHWHILE = 3.0
-BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 28}
+BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 def rows_per_block(num_latents: int, device: torch.device) -> int:
     """Tokens to encode at once, so that their pre-activations stay in cache (CPU) or in memory (GPU)."""
-    return max(64, BLOCK_ELEMENTS.get(device.type, 1 << 20) // num_latents)
+    return max(64, BLOCK_ELEMENTS.get(device.type, 1 << 21) // num_latents)
 
 
 def group_size(num_latents: int, k: int) -> int:

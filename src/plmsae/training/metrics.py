@@ -78,7 +78,7 @@ class ReconstructionMetrics:
                 f"reconstruction cannot be measured on {self.num_tokens} rows that do not vary",
                 fix="extract activations of more sequences",
             )
-        square, error, square_hat, inner, cosine, ratio, active = (self._sums / self.num_tokens).tolist()
+        _, error, square_hat, inner, cosine, ratio, active = (self._sums / self.num_tokens).tolist()
         density = self.counts.double() / self.num_tokens
         return {
             "fvu": error / self.variance,
@@ -88,7 +88,6 @@ class ReconstructionMetrics:
             "relative_reconstruction_bias": square_hat / inner if inner > 0 else 0.0,
             "dead_fraction": float((self.counts == 0).double().mean()),
             "dense_fraction": float((density > DENSE).double().mean()),
-            "mean_squared_norm": square,
             "num_tokens": self.num_tokens,
         }
 
