@@ -17,8 +17,10 @@ def export(model: Any, folder: Path) -> None:
     The head's output matrix is the embedding (tied) and is stored once, as transformers does. `dtype` stays float32 in
     the config: the weights are stored in half, the computation is not.
     """
-    tied = {"lm_head.decoder.weight"}
-    tensors = {name: p.detach().half().contiguous() for name, p in model.state_dict().items() if name not in tied}
+    tensors = {name: parameter.detach().half().contiguous() for name, parameter in model.named_parameters()}
+    for name, value in model.state_dict().items():
+        if name not in tensors and name != "lm_head.decoder.weight":
+            tensors[name] = value.contiguous()  # the rotary frequencies: in half, far positions would turn wrongly
     write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     config = {**model.config.to_dict(), "architectures": ["EsmForMaskedLM"], "dtype": "float32"}
     config = {name: value for name, value in config.items() if not name.startswith("_")}

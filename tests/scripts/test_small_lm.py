@@ -224,6 +224,9 @@ class TestTraining:
         assert model.config.token_dropout
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, trained[f"model.{name}"].half().float())
+        written = load_file(tmp_path / "run" / "model.safetensors")
+        exact = 10000 ** (-torch.arange(0, 16, 2, dtype=torch.float32) / 16)
+        torch.testing.assert_close(written["esm.rotary_embeddings.inv_freq"], exact, rtol=1e-6, atol=0)
         fresh = dict(new_model(TINY).named_parameters())
         assert not torch.equal(
             fresh["esm.encoder.layer.1.output.dense.weight"], trained["model.esm.encoder.layer.1.output.dense.weight"]
