@@ -20,7 +20,8 @@ from great_expectations.data_context.types.base import ProgressBarsConfig
 
 from plmsae.validation.rules import Finding, Rule, Suite
 
-logging.getLogger("great_expectations").setLevel(logging.ERROR)
+for _name in ("great_expectations", "great_expectations.data_context.types.base"):  # the second sets a level of its own
+    logging.getLogger(_name).setLevel(logging.ERROR)
 MAX_EXAMPLE_CHARACTERS = 80
 
 
