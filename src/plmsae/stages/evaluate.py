@@ -41,9 +41,11 @@ class ConceptsParams(EvaluationParams):
         None, ge=1, description="Size of the seeded subset of the validation and of the test proteins; null takes all."
     )
     min_instances: int = Field(
-        10, ge=1, description="Annotations that a concept needs in each of validation and test to be scored."
+        25,
+        ge=1,
+        description="Annotations that a concept needs in each of validation and test to be scored (InterPLM: 25).",
     )
-    min_proteins: int = Field(3, ge=1, description="Proteins with such an annotation that it needs in each of them.")
+    min_proteins: int = Field(5, ge=1, description="Proteins with such an annotation that it needs in each of them.")
     thresholds: list[float] = Field(
         [0.0, 0.15, 0.5, 0.6, 0.8],
         min_length=1,
