@@ -34,6 +34,8 @@ def collect() -> dict[str, dict[str, Any]]:
             "metrics": json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
             "params": manifest["params"],
         }
+    config = json.loads(Path("outputs/train_sae/sae/config.json").read_text(encoding="utf-8"))
+    found["train_sae"]["params"]["dictionary_size"] = config["dictionary_size"]
     return found
 
 
@@ -50,7 +52,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     rows = [
         ("proteins, residues", f"{ingest['num_proteins']:,}, {ingest['num_residues']:,}"),
         ("protein LM, layer", f"`{store['params']['plm']}`, {store['params']['layer']}"),
-        ("SAE", f"{train['architecture']}, {sae['dictionary_size']:,} latents, k = {train['k']}"),
+        ("SAE", f"{train['architecture']}, {train['dictionary_size']:,} latents, k = {train['k']}"),
         ("FVU on held-out residues, L0", f"{sae['fvu']:.3f}, {sae['l0']:.1f}"),
         ("dead latents", f"{sae['dead_fraction']:.1%}"),
         (
