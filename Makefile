@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3 2>/dev/null))
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
+export OMP_WAIT_POLICY := PASSIVE
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -48,8 +49,8 @@ test-long: install ## every test, hours included
 	$(PYTEST)
 
 lint: install ## ruff, mypy, and that generated files are up to date
-	$(BIN)/ruff check src tests scripts
-	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m plmsae.stages.render --check
 
@@ -57,7 +58,8 @@ render: install ## write dvc.yaml, params.schema.json and the reference page fro
 	$(BIN)/python -m plmsae.stages.render
 
 bench: install ## side-by-side benchmarks; each writes a Markdown table to benchmarks/results
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	set -o pipefail; for script in benchmarks/*.py; do \
+		$(BIN)/python $$script | tee benchmarks/results/$$(basename $$script .py).md || exit 1; done
 
 reproduce: run ## run the demo and rewrite the tables of README.md from its outputs
 	$(BIN)/python scripts/readme_tables.py

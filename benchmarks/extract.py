@@ -32,7 +32,7 @@ TOKENS = 4096
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("threads", 2), ("sequences", 200), ("layer", 4), ("rounds", 5)):
+    for name, default in (("threads", 2), ("sequences", 60), ("layer", 4), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     logging.set_verbosity_error()
@@ -80,15 +80,19 @@ def main() -> None:
             wall, cpu = time.perf_counter(), time.process_time()
             function()
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    print(f"{arguments.threads} threads, {lengths.sum()} residues, layer {arguments.layer}, {arguments.rounds} rounds")
+    print("# Activation extraction\n")
+    print(
+        f"`esm_small`, {arguments.threads} threads, {lengths.sum():,} residues, layer {arguments.layer}, "
+        f"{arguments.rounds} interleaved rounds; slower is the ratio to plmsae in the same round, min / median / max.\n"
+    )
+    print("| path | residues/s (wall) | slower (wall) | slower (CPU) |\n|---|---|---|---|")
     for name, measured in times.items():
-        text = f"{name:26s}"
-        for kind, label in enumerate(("wall", "CPU")):
+        cells = []
+        for kind in range(2):
             ratios = sorted(theirs[kind] / our[kind] for theirs, our in zip(measured, times["plmsae"], strict=True))
-            speed = lengths.sum() / np.median([item[kind] for item in measured])
-            low, middle, high = ratios[0], float(np.median(ratios)), ratios[-1]
-            text += f" | {label} {speed:7.0f} residues/s, ratio min/median/max {low:.1f}/{middle:.1f}/{high:.1f}"
-        print(text)
+            cells.append(f"{ratios[0]:.1f} / {float(np.median(ratios)):.1f} / {ratios[-1]:.1f}")
+        speed = lengths.sum() / np.median([item[0] for item in measured])
+        print(f"| {name} | {speed:,.0f} | {cells[0]} | {cells[1]} |")
 
 
 def _folder() -> str:

@@ -46,13 +46,16 @@ def main() -> None:
             wall[kernel].append(time.perf_counter() - start)
             cpu[kernel].append(time.process_time() - start_cpu)
     shape = ", ".join(f"{name} {getattr(arguments, name)}" for name in ("d", "n", "k", "batch", "threads", "dead"))
-    print(f"{shape}; {arguments.rounds} rounds")
+    print(f"# TopK training step\n\n{shape}; {arguments.rounds} interleaved rounds; min / median / max.\n")
+    print("| kernel | wall ms | CPU ms | tokens/s (median) |\n|---|---|---|---|")
     for kernel in steps:
-        print(f"{kernel:10s} wall ms {spread(wall[kernel], 1e3)}  cpu ms {spread(cpu[kernel], 1e3)}", end="  ")
-        print(f"tokens/s best {arguments.batch / min(wall[kernel]):,.0f}")
-    for name, times in (("wall", wall), ("cpu", cpu)):
-        ratios = [dense / sparse for dense, sparse in zip(times["reference"], times["auto"])]
-        print(f"reference / auto, {name}: {spread(ratios, 1)}")
+        speed = arguments.batch / median(wall[kernel])
+        print(f"| {kernel} | {spread(wall[kernel], 1e3)} | {spread(cpu[kernel], 1e3)} | {speed:,.0f} |")
+    slower = {
+        name: spread([dense / sparse for dense, sparse in zip(times["reference"], times["auto"])], 1)
+        for name, times in (("wall", wall), ("CPU", cpu))
+    }
+    print(f"| reference / auto | {slower['wall']} | {slower['CPU']} | |")
 
 
 def make_step(
