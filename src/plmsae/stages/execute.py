@@ -41,6 +41,9 @@ def execute(
     root: Path,
     inputs: Mapping[str, Path] | None = None,
     output: Path | None = None,
+    state: Path | None = None,
+    staging: Path | None = None,
+    pinned: bool = False,
 ) -> StageResult:
     """Run a stage.
 
@@ -50,6 +53,9 @@ def execute(
         root: The working folder: raw files, `outputs/` and `.plmsae/` are relative to it.
         inputs: Input port -> folder, for ports that are not read from `outputs/<source stage>`.
         output: Output folder, by default `outputs/<stage>`.
+        state: Folder of locks and checkpoints, by default `.plmsae` below `root`.
+        staging: Folder for the unfinished output, on the file system of `output`; by default below `state`.
+        pinned: Insist that every raw file is named by its checksum as well.
 
     Raises:
         UserError: An unknown port or a missing raw file.
@@ -57,12 +63,14 @@ def execute(
         TryAgainError: Another process runs the same stage here, or the source code changed meanwhile.
     """
     final = (root / (output or stage.output)).resolve()
-    state = root.resolve() / STATE
+    state = (state or root / STATE).resolve()
+    workspace = (staging or state).resolve()
     folders = _resolve_inputs(stage, root, inputs or {})
     with _locked(state / "locks" / f"{stage.id}.lock", stage.id):
         manifests = {port: _verified(stage, port, folder) for port, folder in folders.items()}
         input_hashes = {port: manifest_sha256(folder) for port, folder in folders.items()}
-        sources = {name: sha256_file(_source_file(stage, params, name, root)) for name in stage.source_files}
+        files = {name: source_file(stage, params, name, root, state) for name in stage.source_files}
+        sources = {name: _pinned_sha256(stage, params, name, files[name], pinned) for name in stage.source_files}
         code = code_sha256(stage)
         key = sha256_bytes(
             canonical_json(
@@ -76,18 +84,24 @@ def execute(
             ).encode()
         )
         checkpoints = state / "checkpoints" / key[:32]
-        staging, trash = state / "staging" / stage.id, state / "trash" / stage.id
-        for folder in (staging, trash):
+        draft, trash = workspace / "staging" / stage.id, workspace / "trash" / stage.id
+        for folder in (draft, trash):
             shutil.rmtree(folder, ignore_errors=True)
-        staging.mkdir(parents=True)
+        draft.mkdir(parents=True)
         checkpoints.mkdir(parents=True, exist_ok=True)
         logger.info("%s started", stage.id)
         context = StageContext(
-            params=params, inputs=folders, manifests=manifests, output=staging, checkpoints=checkpoints, root=root
+            params=params,
+            inputs=folders,
+            manifests=manifests,
+            output=draft,
+            checkpoints=checkpoints,
+            sources=files,
+            root=root,
         )
         try:
             result = stage.work()(context)
-            _write_result(staging, stage, result)
+            _write_result(draft, stage, result)
             if code_sha256(stage) != code:
                 raise TryAgainError(f"the source code changed while '{stage.id}' was running", fix="run it again")
             manifest = Manifest(
@@ -97,12 +111,12 @@ def execute(
                 inputs=input_hashes,
                 source_files=sources,
                 environment={**environment(), "code_sha256": code},
-                files=list_files(staging),
+                files=list_files(draft),
             )
-            write_manifest(staging, manifest)
-            swap_folder(staging, final, trash)
+            write_manifest(draft, manifest)
+            swap_folder(draft, final, trash)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
     if stage.tracked:
         _track(stage, manifest, result, final, root)
@@ -160,15 +174,46 @@ def _verified(stage: Stage, port: str, folder: Path) -> Manifest:
     return manifest
 
 
-def _source_file(stage: Stage, params: Params, name: str, root: Path) -> Path:
-    path = root / str(getattr(params, name))
+def source_file(stage: Stage, params: Params, name: str, root: Path, state: Path) -> Path:
+    """The raw file that a parameter names, fetched first if it is an object of a store.
+
+    Raises:
+        UserError: It does not exist, or access is denied.
+        TryAgainError: The store cannot be reached.
+    """
+    where = f"{stage.section}.{name}"
+    value = str(getattr(params, name))
+    if value.startswith("s3://"):
+        from plmsae.artifacts.s3 import fetch
+
+        return fetch(value, state / "sources")
+    path = root / value
     if not path.is_file():
         raise UserError(
             f"file '{path}' does not exist",
-            where=f"{stage.section}.{name}",
+            where=where,
             fix="correct the path in params.yaml; the demo data come with: dvc pull data.dvc",
         )
     return path
+
+
+def _pinned_sha256(stage: Stage, params: Params, name: str, path: Path, pinned: bool) -> str:
+    """sha256 of a raw file, which is the one that its parameter `<name>_sha256` asks for."""
+    where = f"{stage.section}.{name}_sha256"
+    found, wanted = sha256_file(path), getattr(params, f"{name}_sha256")
+    if wanted is None and pinned:
+        raise UserError(
+            f"'{stage.id}' does not say which bytes '{getattr(params, name)}' must hold",
+            where=where,
+            fix=f"set it to the sha256 of the file: {found}",
+        )
+    if wanted not in (None, found):
+        raise DataError(
+            f"'{getattr(params, name)}' has sha256 {found}, not {wanted}",
+            where=where,
+            fix="take the file that was meant, or set the parameter to the file's checksum (null takes any)",
+        )
+    return found
 
 
 @contextmanager

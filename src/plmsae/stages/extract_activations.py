@@ -55,7 +55,8 @@ STAGE = Stage(
     kind="activations",
     run="plmsae.stages.extract_activations:run",
     code=("activations", "artifacts", "plms", "proteins", "validation"),
-    resources=Resources(cpu=4, memory_gib=16, retry="io"),
+    knobs=("plm", "layer", "seed"),
+    resources=Resources(cpu=4, memory_gib=16, retry="io", timeout_hours=24),
 )
 
 

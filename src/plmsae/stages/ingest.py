@@ -15,7 +15,15 @@ class IngestParams(Params):
     """Parameters of `ingest`."""
 
     source: str = Field(
-        "data/swissprot.tsv.gz", min_length=1, description="Protein file: UniProt REST TSV, FASTA or text; gzip or not"
+        "data/swissprot.tsv.gz",
+        min_length=1,
+        description="Protein file, a path or s3://BUCKET/KEY: UniProt REST TSV, FASTA or text; gzip or not",
+    )
+    source_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="Hex sha256 that the file must have; null takes any (a Kubeflow task must name it: its cache does "
+        "not look at bytes)",
     )
     format: Literal["auto", "uniprot_tsv", "fasta", "text"] = Field(
         "auto", description="Format of the file; `auto` tells it by content. `text` is one sequence per line"
@@ -72,6 +80,7 @@ STAGE = Stage(
     run="plmsae.stages.ingest:run",
     code=("artifacts", "proteins"),
     source_files=("source",),
+    knobs=("source", "source_sha256", "max_proteins", "seed"),
     resources=Resources(cpu=2, memory_gib=4),
 )
 
@@ -96,7 +105,7 @@ def run(context: StageContext) -> StageResult:
     from plmsae.proteins.uniprot import feature_columns
 
     params: IngestParams = context.params
-    path = context.root / params.source
+    path = context.sources["source"]
     file_format = detect_format(path) if params.format == "auto" else params.format
     selection = Selection(
         path,

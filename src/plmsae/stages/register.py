@@ -32,6 +32,7 @@ STAGE = Stage(
     kind="registration",
     run="plmsae.stages.register:run",
     code=("artifacts", "registry", "saes"),
+    report="report.html",
     resources=Resources(cpu=1, memory_gib=4, retry="io"),
     side_effects=True,
 )

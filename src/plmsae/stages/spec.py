@@ -31,12 +31,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a task asks of a cluster: CPU cores, memory in GiB, number of GPUs, and how it is retried."""
+    """What a task asks of a cluster: CPU cores, memory in GiB, number of GPUs, how it is retried, and its time limit."""
 
     cpu: int = 2
     memory_gib: int = 8
     gpu: int = 0
     retry: Retry = "io"
+    timeout_hours: int = 4
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class StageContext:
         manifests: Input port -> its manifest.
         output: Empty folder to write into; it becomes the stage's output only when the function returns.
         checkpoints: Folder that survives a kill and is met again only with equal parameters, inputs and code.
+        sources: Parameter that names a raw input file -> that file on this disk, its checksum verified.
         root: The working folder; paths in parameters are relative to it.
     """
 
@@ -67,6 +69,7 @@ class StageContext:
     manifests: Mapping[str, Manifest]
     output: Path
     checkpoints: Path
+    sources: Mapping[str, Path]
     root: Path
 
 
@@ -96,7 +99,10 @@ class Stage:
         run: Dotted path `module:function` of the work function, imported only when the stage runs.
         code: Rooms and modules under `src/plmsae` that its numbers depend on (a test compares them to the imports).
         resources: What it asks of a cluster.
-        source_files: Names of parameters that hold the path of a raw input file.
+        source_files: Names of parameters that hold the path of a raw input file; `<name>_sha256` pins its bytes.
+        knobs: Parameters that people change from run to run: typed fields of the Kubeflow form (the others are one
+            JSON text per stage).
+        report: HTML file in its output that the Kubeflow UI shows.
         plots: Tables for `dvc plots`.
         side_effects: True for a stage that acts on the registry: never taken from a cache.
         tracked: True if its metrics and figures are logged to MLflow as a run of their own.
@@ -111,6 +117,8 @@ class Stage:
     inputs: tuple[Input, ...] = ()
     resources: Resources = field(default_factory=Resources)
     source_files: tuple[str, ...] = ()
+    knobs: tuple[str, ...] = ()
+    report: str | None = None
     plots: tuple[Plot, ...] = ()
     side_effects: bool = False
     tracked: bool = False

@@ -93,7 +93,8 @@ STAGE = Stage(
     kind="sae",
     run="plmsae.stages.train_sae:run",
     code=("activations", "artifacts", "figures.py", "saes", "training"),
-    resources=Resources(cpu=4, memory_gib=8, gpu=1, retry="gpu"),
+    knobs=("architecture", "expansion_factor", "k", "tokens", "seed"),
+    resources=Resources(cpu=4, memory_gib=8, gpu=1, retry="gpu", timeout_hours=24),
     plots=(
         Plot("curves.csv", "tokens", ("fvu", "valid_fvu"), "Fraction of variance unexplained"),
         Plot("curves.csv", "tokens", ("loss",), "Training loss"),

@@ -36,6 +36,7 @@ STAGE = Stage(
     run="plmsae.stages.validate:run",
     code=("artifacts", "proteins", "validation"),
     inputs=(Input("sequences", "sequences", "ingest"),),
+    report="report.html",
     resources=Resources(cpu=1, memory_gib=4),
 )
 
