@@ -49,13 +49,13 @@ test-long: install ## every test, hours included
 	$(PYTEST)
 
 lint: install ## ruff, mypy, and that generated files are up to date
-	$(BIN)/ruff check src tests scripts benchmarks
-	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/ruff check src tests scripts benchmarks components pipelines docker
+	$(BIN)/ruff format --check src tests scripts benchmarks components pipelines docker
 	$(BIN)/mypy
-	$(BIN)/python -m plmsae.stages.render --check
+	$(BIN)/python -m plmsae.cluster.render --check
 
-render: install ## write dvc.yaml, params.schema.json and the reference page from the stage catalogue
-	$(BIN)/python -m plmsae.stages.render
+render: install ## write dvc.yaml, schema, reference, components and compiled pipelines from the stage catalogue
+	$(BIN)/python -m plmsae.cluster.render
 
 bench: install ## side-by-side benchmarks; each writes a Markdown table to benchmarks/results
 	set -o pipefail; for script in benchmarks/*.py; do \

@@ -21,7 +21,9 @@ VERBS = {
     "pull": "copy a registered SAE with its evidence to a folder",
     "features": "active latents of every residue of your proteins",
     "verify": "check every file of an output or SAE folder against its checksums",
+    "compile": "compile a Kubeflow pipeline for your images",
     "promote": "make a registered version the champion if it passes the gates",
+    "rollback": "make the previous champion champion again",
 }
 
 

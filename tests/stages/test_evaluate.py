@@ -34,6 +34,7 @@ def run(name: str, output: Path, inputs: dict[str, Path]) -> StageResult:
         manifests={},
         output=output,
         checkpoints=output.parent / "checkpoints",
+        sources={},
         root=output.parent,
     )
     return stage.work()(context)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plmsae.stages.spec import Stage, StageResult
 
 SUMMARY = "run one stage of the pipeline"
 
@@ -18,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input", action="append", default=[], metavar="PORT=FOLDER", help="read an input from elsewhere"
     )
     parser.add_argument("--output", type=Path, help="output folder (outputs/STAGE)")
+    parser.add_argument(
+        "--executor-input", metavar="JSON", help="run as a Kubeflow task: parameters, inputs and outputs are in JSON"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -28,6 +35,8 @@ def main(args: argparse.Namespace) -> int:
     from plmsae.stages.execute import execute
 
     stage = catalog.stage(args.stage)
+    if args.executor_input is not None:
+        return _run_task(args, stage)
     file = ParamsFile(args.params, args.set)
     file.check_sections(catalog.sections())
     params = file.load(stage.params, stage.section)
@@ -38,9 +47,23 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"--input '{item}' is not of the form port=folder", fix="--input activations=FOLDER")
         inputs[port] = Path(folder)
     result = execute(stage, params, root=Path.cwd(), inputs=inputs, output=args.output)
-    output = args.output or stage.output
+    _print(args, stage, result, args.output or stage.output)
+    return 0
+
+
+def _run_task(args: argparse.Namespace, stage: Stage) -> int:
+    from plmsae.errors import UserError
+    from plmsae.stages.executor_input import run_task
+
+    if args.set or args.input or args.output:
+        raise UserError("--executor-input holds parameters, inputs and outputs", fix="leave the other options out")
+    result, output = run_task(stage, args.executor_input, root=Path.cwd())
+    _print(args, stage, result, output)
+    return 0
+
+
+def _print(args: argparse.Namespace, stage: Stage, result: StageResult, output: Path) -> None:
     if args.json:
         print(json.dumps({"stage": stage.id, "output": str(output), "metrics": dict(result.metrics)}, sort_keys=True))
     else:
         print(f"{result.summary.strip()}\n-> {output}")
-    return 0

@@ -80,7 +80,7 @@ STAGE = Stage(
     run="plmsae.stages.ingest:run",
     code=("artifacts", "proteins"),
     source_files=("source",),
-    knobs=("source", "source_sha256", "max_proteins", "seed"),
+    knobs=("source", "source_sha256", "seed"),
     resources=Resources(cpu=2, memory_gib=4),
 )
 

@@ -31,7 +31,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a task asks of a cluster: CPU cores, memory in GiB, number of GPUs, how it is retried, and its time limit."""
+    """What a task asks of a cluster: CPU cores, memory in GiB, GPUs, how it is retried, and its time limit."""
 
     cpu: int = 2
     memory_gib: int = 8

@@ -1,0 +1,1 @@
+"""Kubeflow pipelines, each with its compiled YAML beside it; `make render` compiles them."""

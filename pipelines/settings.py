@@ -1,0 +1,75 @@
+"""What every task of a pipeline gets beside its inputs: resources, retries, limits, environment, caching."""
+
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+from components.image import GPU_IMAGE, IMAGE
+from plmsae.cluster.sections import pipeline_arguments
+from plmsae.params import ParamsFile
+from plmsae.stages.catalog import stage as find_stage
+from plmsae.stages.catalog import stages
+from plmsae.stages.spec import Retry
+
+_PARAMS = Path(__file__).parents[1] / "params.yaml"
+USER = 10001
+ACCELERATOR = "nvidia.com/gpu"
+GPU_POOL = ("plmsae.io/pool", "gpu")
+SETTINGS_MAP = "plmsae"
+_REGISTRY = "MLFLOW_TRACKING_URI"
+_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+_SECRETS = {
+    "plmsae-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "plmsae-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+}
+# A node of a spot pool goes away more often than a network, and takes longer to come back.
+_RETRIES: dict[Retry, tuple[int, str, str]] = {"none": (0, "", ""), "io": (2, "30s", "300s"), "gpu": (5, "60s", "900s")}
+
+
+def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
+    """Give a task what its stage declares.
+
+    Args:
+        task: The task of a component.
+        stage_id: Id of its stage in the catalogue.
+    """
+    stage = find_stage(stage_id)
+    need = stage.resources
+    task.set_cpu_request(str(need.cpu)).set_cpu_limit(str(need.cpu))
+    task.set_memory_request(f"{need.memory_gib}Gi").set_memory_limit(f"{need.memory_gib}Gi")
+    if need.gpu:
+        task.set_accelerator_type(ACCELERATOR).set_accelerator_limit(need.gpu)
+        kubernetes.add_node_selector(task, *GPU_POOL)
+        kubernetes.add_toleration(task, key=ACCELERATOR, operator="Exists", effect="NoSchedule")
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="2Gi")
+    number, first, longest = _RETRIES[need.retry]
+    if number:
+        task.set_retry(number, backoff_duration=first, backoff_factor=2.0, backoff_max_duration=longest)
+    # A reference by tag may point at other code tomorrow, and the cache would not notice.
+    by_digest = "@sha256:" in IMAGE and "@sha256:" in GPU_IMAGE
+    return _in_namespace(task.set_caching_options(by_digest and not stage.side_effects), need.timeout_hours)
+
+
+def configure_exit(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give the exit task the little that it needs."""
+    task.set_cpu_request("100m").set_cpu_limit("1").set_memory_request("256Mi").set_memory_limit("512Mi")
+    return _in_namespace(task.set_caching_options(False), 1)
+
+
+def defaults() -> dict[str, Any]:
+    """Pipeline parameter -> its default: what `params.yaml` says at compile time; a null text is empty."""
+    texts = {name: "" for stage in stages().values() for name in stage.knobs}
+    return {**texts, **pipeline_arguments(ParamsFile(_PARAMS))}
+
+
+def _in_namespace(task: dsl.PipelineTask, timeout_hours: int) -> dsl.PipelineTask:
+    kubernetes.set_timeout(task, timeout_hours * 3600)
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    kubernetes.empty_dir_mount(task, "tmp", "/tmp")
+    # Without a registry a task would register into its own container and lose it, so this one is not optional.
+    kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {_REGISTRY: _REGISTRY})
+    kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {name: name for name in _SETTINGS}, optional=True)
+    for secret, names in _SECRETS.items():
+        kubernetes.use_secret_as_env(task, secret, {name: name for name in names}, optional=True)
+    return task

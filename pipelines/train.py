@@ -1,0 +1,128 @@
+"""From raw proteins to a registered SAE with its evidence: the graph of `dvc.yaml`, as a Kubeflow pipeline."""
+
+from kfp import dsl
+
+from components.evaluate.component import evaluate_concepts, evaluate_fidelity
+from components.extract_activations.component import extract_activations
+from components.ingest.component import ingest
+from components.promote.component import promote
+from components.register.component import register
+from components.report_outcome.component import report_outcome
+from components.train_sae.component import train_sae
+from components.validate.component import validate
+from pipelines.settings import configure, configure_exit, defaults
+
+DEFAULT = defaults()
+
+
+@dsl.pipeline(
+    name="plmsae-train",
+    display_name="plmsae: train a sparse autoencoder",
+    description="Proteins -> activations of a protein language model -> sparse autoencoder -> evidence -> registry.",
+)
+def train(
+    source: str,
+    source_sha256: str,
+    plm: str = DEFAULT["plm"],
+    layer: int = DEFAULT["layer"],
+    architecture: str = DEFAULT["architecture"],
+    expansion_factor: int = DEFAULT["expansion_factor"],
+    k: int = DEFAULT["k"],
+    tokens: int = DEFAULT["tokens"],
+    seed: int = DEFAULT["seed"],
+    ingest_params: str = DEFAULT["ingest_params"],
+    validate_params: str = DEFAULT["validate_params"],
+    extract_activations_params: str = DEFAULT["extract_activations_params"],
+    train_sae_params: str = DEFAULT["train_sae_params"],
+    evaluate_fidelity_params: str = DEFAULT["evaluate_fidelity_params"],
+    evaluate_concepts_params: str = DEFAULT["evaluate_concepts_params"],
+    register_params: str = DEFAULT["register_params"],
+    promote_params: str = DEFAULT["promote_params"],
+) -> None:
+    """Train, evaluate, register and promote one SAE.
+
+    Args:
+        source: Protein file as s3://BUCKET/KEY: UniProt TSV, flat text or JSON, FASTA, or plain sequences.
+        source_sha256: Hex sha256 of that file; the cache goes by it.
+        plm: Protein language model: esm_small (bundled) or a facebook/esm2_* name.
+        layer: 0 is the embedding, l the residual stream after block l.
+        architecture: SAE architecture.
+        expansion_factor: Latents per dimension of the activations.
+        k: Latents that may be active on a residue.
+        tokens: Length of the training in residues.
+        seed: Seed of the subset, the split, the shuffling and the training.
+        ingest_params: Other parameters of the stage, one JSON object (docs/reference/stages.md).
+        validate_params: As above.
+        extract_activations_params: As above; `store` puts the activations into a bucket.
+        train_sae_params: As above.
+        evaluate_fidelity_params: As above.
+        evaluate_concepts_params: As above.
+        register_params: As above.
+        promote_params: As above: the gates.
+    """
+    with dsl.ExitHandler(configure_exit(report_outcome())):
+        ingested = configure(
+            ingest(
+                source=source,
+                source_sha256=source_sha256,
+                seed=seed,
+                params=ingest_params,
+            ),
+            "ingest",
+        )
+        sequences = {
+            "sequences": ingested.outputs["output"],
+            "sequences_sha256": ingested.outputs["manifest_sha256"],
+        }
+        validated = configure(validate(**sequences, params=validate_params), "validate")
+        extracted = configure(
+            extract_activations(
+                **sequences,
+                validation=validated.outputs["output"],
+                validation_sha256=validated.outputs["manifest_sha256"],
+                plm=plm,
+                layer=layer,
+                seed=seed,
+                params=extract_activations_params,
+            ),
+            "extract_activations",
+        )
+        activations = {
+            "activations": extracted.outputs["output"],
+            "activations_sha256": extracted.outputs["manifest_sha256"],
+        }
+        trained = configure(
+            train_sae(
+                **activations,
+                architecture=architecture,
+                expansion_factor=expansion_factor,
+                k=k,
+                tokens=tokens,
+                seed=seed,
+                params=train_sae_params,
+            ),
+            "train_sae",
+        )
+        sae = {**sequences, **activations, "sae": trained.outputs["output"]}
+        sae["sae_sha256"] = trained.outputs["manifest_sha256"]
+        fidelity = configure(evaluate_fidelity(**sae, params=evaluate_fidelity_params), "evaluate@fidelity")
+        concepts = configure(evaluate_concepts(**sae, params=evaluate_concepts_params), "evaluate@concepts")
+        registered = configure(
+            register(
+                **sae,
+                fidelity=fidelity.outputs["output"],
+                fidelity_sha256=fidelity.outputs["manifest_sha256"],
+                concepts=concepts.outputs["output"],
+                concepts_sha256=concepts.outputs["manifest_sha256"],
+                params=register_params,
+            ),
+            "register",
+        )
+        configure(
+            promote(
+                registration=registered.outputs["output"],
+                registration_sha256=registered.outputs["manifest_sha256"],
+                params=promote_params,
+            ),
+            "promote",
+        )

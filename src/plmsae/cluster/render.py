@@ -1,0 +1,37 @@
+"""Renders every generated file: what the stage catalogue says, and the compiled pipelines.
+
+`python -m plmsae.cluster.render` writes them into the working folder, `--check` says which of them differ.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from plmsae.cluster.compile import compile_pipeline, pipeline_names
+from plmsae.errors import PlmsaeError
+from plmsae.stages import render
+
+# Names no image that exists: a pipeline is compiled again with the user's own (`plmsae compile --image`).
+EXAMPLE_IMAGE = "registry.example.org/plmsae@sha256:" + 64 * "0"
+
+
+def pipeline_targets(root: Path) -> dict[str, str]:
+    """Relative path -> text of every compiled pipeline."""
+    return {
+        f"pipelines/{name}.yaml": compile_pipeline(name, image=EXAMPLE_IMAGE, root=root)
+        for name in pipeline_names(root)
+    }
+
+
+def main() -> int:
+    """Write the files, or with `--check` exit 1 and name those that differ."""
+    code = render.main()  # first: pipelines import the components that it writes
+    return max(code, render.apply(pipeline_targets(Path.cwd()), check="--check" in sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except PlmsaeError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,51 @@
+"""Runs a pipeline with `kfp.local`, in a process of its own: `python -m tests.pipeline.local_runner JOB.json`.
+
+The one place that changes KFP: its subprocess runner takes lightweight Python components only, although a container
+component is nothing but a command, so the two checks that refuse one are turned off. The job file holds `pipeline`,
+`arguments`, `pipeline_root` and `caching`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+
+from kfp import local
+from kfp.local import subprocess_task_handler
+
+
+class _Strict(logging.Handler):
+    """KFP goes on with a warning where it could not evaluate a condition; a test must not."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "Could not resolve" in record.getMessage():
+            raise RuntimeError(record.getMessage())
+
+
+def accept_container_components() -> None:
+    """Let KFP's subprocess runner run the command of a container component."""
+    handler = subprocess_task_handler.SubprocessTaskHandler
+    handler.validate_not_container_component = lambda self, command: None
+    handler.validate_image = lambda self, image: None
+
+
+def main(job_file: Path) -> int:
+    job = json.loads(job_file.read_text(encoding="utf-8"))
+    accept_container_components()
+    logging.getLogger().addHandler(_Strict())
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=job["pipeline_root"],
+        enable_caching=job.get("caching", False),
+        cache_root=job["pipeline_root"] + "-cache",
+    )
+    module = importlib.import_module(f"pipelines.{job['pipeline']}")
+    getattr(module, job["pipeline"])(**job["arguments"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
