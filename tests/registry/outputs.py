@@ -30,6 +30,7 @@ FIDELITY = {
 }
 CONCEPTS = {"mean_f1_sae": 0.41, "mean_f1_neurons": 0.28, "mean_f1_residue": 0.11, "num_concepts": 3}
 TRAINING = {"dead_fraction": 0.02, "fvu": 0.29}
+SETTINGS = {"seed": 0}
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -63,9 +64,14 @@ def write_outputs(
     fidelity: Mapping[str, float] = FIDELITY,
     concepts: Mapping[str, float] = CONCEPTS,
     data: str = "MKV",
+    settings: Mapping[str, Any] = SETTINGS,
+    plmsae: str = "0.1.0",
     sae: SparseAutoencoder | None = None,
 ) -> Evidence:
-    """Write `outputs/` below `root` and return them as evidence; `data` stands for the proteins."""
+    """Write `outputs/` below `root` and return them as evidence.
+
+    `data` stands for the proteins, `settings` are the parameters of the fidelity evaluation, `plmsae` evaluated it.
+    """
     base = root / "outputs"
     folders = {
         "sequences": base / "ingest",
@@ -99,7 +105,7 @@ def write_outputs(
         "unmasked,token,ce_clean,0.5,0.4,0.6\nmasked,sequence,ce_clean,2.51,2.4,2.6\n",
     )
     _figure(folders["fidelity"] / "figures" / "fidelity.png")
-    _finish(folders["fidelity"], "evaluate@fidelity", "result", inputs, dict(fidelity), {"seed": 0})
+    _finish(folders["fidelity"], "evaluate@fidelity", "result", inputs, fidelity, dict(settings), plmsae)
     concept_table().to_csv(folders["concepts"] / "concepts.csv", index=False)
     latent_table().to_parquet(folders["concepts"] / "latents.parquet", index=False)
     _finish(folders["concepts"], "evaluate@concepts", "result", inputs, dict(concepts), {"seed": 0})
@@ -147,9 +153,15 @@ def latent_table() -> pd.DataFrame:
 
 
 def _finish(
-    folder: Path, stage: str, kind: str, inputs: dict[str, str], metrics: Mapping[str, float], params: dict[str, Any]
+    folder: Path,
+    stage: str,
+    kind: str,
+    inputs: dict[str, str],
+    metrics: Mapping[str, float],
+    params: dict[str, Any],
+    plmsae: str = "0.1.0",
 ) -> None:
-    _write(folder / "metrics.json", json.dumps(metrics, sort_keys=True))
+    _write(folder / "metrics.json", json.dumps(dict(metrics), sort_keys=True))
     _write(folder / "summary.md", f"What {stage} found & wrote.\n")
     manifest = Manifest(
         stage=stage,
@@ -157,7 +169,7 @@ def _finish(
         params=params,
         inputs=inputs,
         source_files={},
-        environment={"plmsae": "0.1.0"},
+        environment={"plmsae": plmsae},
         files=list_files(folder),
     )
     write_manifest(folder, manifest)

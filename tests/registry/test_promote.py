@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -14,7 +15,7 @@ from plmsae.registry.gates import Gate, Gates
 from plmsae.registry.promote import promote
 from plmsae.registry.register import register
 from plmsae.registry.versions import aliases_of, get_version
-from tests.registry.outputs import FIDELITY, write_outputs
+from tests.registry.outputs import FIDELITY, small_sae, write_outputs
 
 NAME = "plmsae.esm_small.layer3.topk"
 GATES = Gates(
@@ -23,8 +24,8 @@ GATES = Gates(
 )
 
 
-def add(root: Path, *, fvu: float = 0.31, seed: int = 0, data: str = "MKV") -> int:
-    return register(write_outputs(root, seed=seed, fidelity={**FIDELITY, "fvu": fvu}, data=data), root).version
+def add(root: Path, *, fvu: float = 0.31, seed: int = 0) -> int:
+    return register(write_outputs(root, seed=seed, fidelity={**FIDELITY, "fvu": fvu}), root).version
 
 
 def aliases(root: Path) -> dict[str, int]:
@@ -108,16 +109,37 @@ def test_a_promotion_cut_off_at_any_step_ends_as_an_undisturbed_one(
     assert aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
 
 
-def test_other_data_cannot_be_compared(root: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"data": "MKVA"}, {"settings": {"seed": 1}}, {"settings": {"seed": 0, "num_proteins": 50}}, {"plmsae": "0.2.0"}],
+    ids=["data", "settings", "one more setting", "version of plmsae"],
+)
+def test_another_evaluation_cannot_be_compared(root: Path, change: dict[str, Any]) -> None:
     promote(NAME, add(root), GATES, root)
-    version = add(root, fvu=0.1, data="MKVA")
+    outputs = write_outputs(root, seed=1, fidelity={**FIDELITY, "fvu": 0.1}, **change)
+    version = register(outputs, root).version
+    assert version == 2
     decision = promote(NAME, version, GATES, root)
     assert not decision.promoted
+    assert decision.compared_with is None
     assert decision.reasons[0].startswith("the champion (version 1) was evaluated on other data or settings")
+    assert aliases(root) == {"candidate": 2, "champion": 1}
     accepted = promote(NAME, version, GATES.model_copy(update={"other_evaluation": "accept"}), root)
     assert accepted.promoted
     assert accepted.compared_with is None
     assert aliases(root)["champion"] == version
+
+
+def test_another_training_is_compared_on_the_same_evaluation(root: Path) -> None:
+    promote(NAME, add(root), GATES, root)
+    version = register(write_outputs(root, sae=small_sae(3, dictionary_size=128, k=16)), root).version
+    decision = promote(NAME, version, GATES, root)
+    assert decision.compared_with == 1
+    assert {check.rule for check in decision.checks} >= {"not_below_champion", "not_above_champion"}
+    with connect(root) as client:
+        keys = [get_version(client, NAME, number).tags["evaluation_sha256"] for number in (1, version)]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 64
 
 
 def test_stricter_gates_are_applied_to_the_champion_again(root: Path) -> None:

@@ -73,6 +73,21 @@ def test_the_commit_is_recorded_inside_a_git_repository(root: Path) -> None:
     assert (tags["git_sha"], tags["git_dirty"]) == (git("rev-parse", "HEAD"), "false")
 
 
+def test_the_image_and_the_kubeflow_run_are_recorded_where_the_task_says_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = register(write_outputs(root), root)
+    monkeypatch.setenv("PLMSAE_IMAGE_REF", "registry.example.org/plmsae@sha256:" + "a" * 64)
+    monkeypatch.setenv("KFP_RUN_ID", "5b1f9c0e")
+    assert register(write_outputs(root), root) == first  # where it ran is no evidence: the version stays the same
+    second = register(write_outputs(root, seed=1), root)
+    with connect(root) as client:
+        tags = {item.version: item.tags for item in list_versions(client)}
+    assert {"image", "kfp_run_id"}.isdisjoint(tags[first.version])
+    assert tags[second.version]["image"] == "registry.example.org/plmsae@sha256:" + "a" * 64
+    assert tags[second.version]["kfp_run_id"] == "5b1f9c0e"
+
+
 def test_equal_evidence_is_one_version_and_other_evidence_another(root: Path) -> None:
     first = register(write_outputs(root), root)
     assert register(write_outputs(root), root) == first

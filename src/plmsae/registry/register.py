@@ -25,6 +25,9 @@ from plmsae.registry.versions import CANDIDATE, EVIDENCE_TAG, artifact_folder, m
 from plmsae.saes import load_folder
 from plmsae.saes.config import SaeConfig
 
+# Tag of a version -> environment variable that the pipeline sets for the task.
+_RUN_TAGS = {"image": "PLMSAE_IMAGE_REF", "kfp_run_id": "KFP_RUN_ID"}
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -132,7 +135,7 @@ def _create(
         name,
         f"models:/{logged.model_id}",
         run_id=logged.source_run_id,
-        tags={**tags, **_git_tags(root)},
+        tags={**tags, **_git_tags(root), **_run_tags()},
         description=short_description(evidence, config),
         model_id=logged.model_id,
     )
@@ -159,6 +162,11 @@ def _settings(config: SaeConfig) -> dict[str, Any]:
         "k": config.k,
         "training": dict(config.training),
     }
+
+
+def _run_tags() -> dict[str, str]:
+    """The image and the Kubeflow run that this runs in, as far as the environment says so."""
+    return {tag: value for tag, variable in _RUN_TAGS.items() if (value := os.environ.get(variable, "").strip())}
 
 
 def _git_tags(root: Path) -> dict[str, str]:
