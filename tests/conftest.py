@@ -8,6 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.s3server import s3, s3_server
+
+__all__ = ["s3", "s3_server"]  # fixtures
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"

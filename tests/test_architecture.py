@@ -40,6 +40,7 @@ ONLY_IN = {
     "litdata": {"activations"},
     "transformers": {"plms"},
     "boto3": {"artifacts"},
+    "botocore": {"artifacts"},
     "kfp": {"cluster"},
     "kubeflow": {"cluster"},
     "dvc": set(),
