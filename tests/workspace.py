@@ -6,6 +6,7 @@ hundred short Swiss-Prot entries, in seconds instead of minutes.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -44,6 +45,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "evaluate.fidelity": {"max_proteins": 8, "num_resamples": 100, "threads": 1},
     "evaluate.concepts": {"min_instances": 3, "min_proteins": 2, "num_resamples": 100, "threads": 1},
+    "steer": {"max_proteins": 4, "num_random_directions": 3, "num_resamples": 100, "threads": 1},
 }
 
 
@@ -92,6 +94,7 @@ def make_workspace(root: Path) -> Path:
         for part in section.split("."):
             target = target[part]
         target.update(values)
+    params["ingest"]["source_sha256"] = hashlib.sha256(FIXTURE.read_bytes()).hexdigest()
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     call(root, "git", "init", "--quiet")
     call(root, "dvc", "init", "--quiet")

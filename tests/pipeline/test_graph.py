@@ -1,0 +1,98 @@
+"""The graph is one: the edges and ports that DVC sees are those of the compiled Kubeflow pipeline."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from plmsae.stages.catalog import stages
+from tests.pipeline.conftest import Finished
+from tests.workspace import ROOT, call
+
+EXIT = "report-outcome"
+Port = tuple[str, str, str]  # producer, consumer, input port
+
+
+def compiled() -> dict[str, Any]:
+    specification, _ = yaml.safe_load_all((ROOT / "pipelines" / "train.yaml").read_text(encoding="utf-8"))
+    return specification
+
+
+def tasks(specification: dict[str, Any]) -> dict[str, Any]:
+    """Task -> its description, out of the exit handler's sub-graph."""
+    (name,) = [name for name in specification["components"] if name.startswith("comp-exit-handler")]
+    found: dict[str, Any] = specification["components"][name]["dag"]["tasks"]
+    return found
+
+
+def kfp_ports(specification: dict[str, Any]) -> set[Port]:
+    return {
+        (source["taskOutputArtifact"]["producerTask"], task, port)
+        for task, description in tasks(specification).items()
+        for port, source in description.get("inputs", {}).get("artifacts", {}).items()
+    }
+
+
+def kfp_checksums(specification: dict[str, Any]) -> set[Port]:
+    """Where the parameter `<port>_sha256` of each task comes from, as the port it belongs to."""
+    return {
+        (source["taskOutputParameter"]["producerTask"], task, name.removesuffix("_sha256"))
+        for task, description in tasks(specification).items()
+        for name, source in description.get("inputs", {}).get("parameters", {}).items()
+        if "taskOutputParameter" in source
+    }
+
+
+def dvc_edges(root: Any) -> set[tuple[str, str]]:
+    """(producer, consumer) from DVC's own picture of the graph."""
+    dot = call(root, "dvc", "dag", "--dot").stdout
+    found = re.findall(r'"([^"]+)"\s*->\s*"([^"]+)"', dot)
+    assert found, dot
+    return {(_task(a), _task(b)) for a, b in found if not a.endswith(".dvc")}
+
+
+def _task(dvc_stage: str) -> str:
+    return dvc_stage.replace("@", "-").replace("_", "-")
+
+
+def ordered(specification: dict[str, Any]) -> set[tuple[str, str]]:
+    """(producer, consumer) from the order that Kubeflow is told."""
+    return {
+        (producer, task)
+        for task, description in tasks(specification).items()
+        for producer in description.get("dependentTasks", [])
+    }
+
+
+def test_edges_are_those_of_dvc(finished: Finished) -> None:
+    edges = {(producer, consumer) for producer, consumer, _ in kfp_ports(compiled())}
+    assert edges == dvc_edges(finished.root)
+    assert ordered(compiled()) == edges
+
+
+def test_ports_are_those_of_the_catalogue() -> None:
+    declared = {
+        (_task(port.source), _task(stage.id), port.name) for stage in stages().values() for port in stage.inputs
+    }
+    assert kfp_ports(compiled()) == declared
+    assert kfp_checksums(compiled()) == declared, "every port goes with the checksum of its contents"
+
+
+def test_tasks_are_the_stages() -> None:
+    assert set(tasks(compiled())) == {_task(stage_id) for stage_id in stages()}
+    assert EXIT in compiled()["root"]["dag"]["tasks"]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_deleted_edge_is_noticed(finished: Finished, number: int) -> None:
+    """Delete one edge by hand, as a careless edit of pipelines/train.py would."""
+    specification = copy.deepcopy(compiled())
+    producer, consumer, port = sorted(kfp_ports(specification))[number * 5]
+    del tasks(specification)[consumer]["inputs"]["artifacts"][port]
+    assert kfp_ports(specification) != kfp_ports(compiled())
+    others = {(a, b) for a, b, _ in kfp_ports(specification)}
+    assert others == dvc_edges(finished.root) - {(producer, consumer)}
