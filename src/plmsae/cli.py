@@ -22,6 +22,7 @@ VERBS = {
     "features": "active latents of every residue of your proteins",
     "verify": "check every file of an output or SAE folder against its checksums",
     "compile": "compile a Kubeflow pipeline for your images",
+    "submit": "run a pipeline on Kubeflow",
     "promote": "make a registered version the champion if it passes the gates",
     "rollback": "make the previous champion champion again",
 }

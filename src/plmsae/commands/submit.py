@@ -1,0 +1,117 @@
+"""`plmsae submit`: run a pipeline on Kubeflow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plmsae.cluster.package import Package
+
+SUMMARY = "run a pipeline on Kubeflow"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb."""
+    parser.description = (
+        "Run a pipeline on Kubeflow. The address comes from --host or KFP_HOST, a bearer token only from KFP_TOKEN."
+    )
+    parser.add_argument("pipeline", help="name of a pipeline, e.g. train")
+    parser.add_argument("--host", help="address of Kubeflow Pipelines (KFP_HOST)")
+    parser.add_argument("--image", help="image of the tasks, REPOSITORY@sha256:DIGEST (PLMSAE_IMAGE)")
+    parser.add_argument("--gpu-image", help="image of the tasks with a GPU (PLMSAE_GPU_IMAGE, or --image)")
+    parser.add_argument("--allow-tag", action="store_true", help="accept an image by tag; nothing is cached then")
+    parser.add_argument("--no-image-check", action="store_true", help="do not ask the registry for the images")
+    parser.add_argument("--package", type=Path, help="submit this compiled pipeline as it is")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (params.yaml)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
+    parser.add_argument("--experiment", default="plmsae", help="experiment of the run, created if missing (plmsae)")
+    parser.add_argument("--run-name", help="name of the run (made from the pipeline and its parameters)")
+    parser.add_argument("--namespace", help="your namespace, on a Kubeflow with several users")
+    parser.add_argument("--service-account", help="service account of the pods (the installation's)")
+    parser.add_argument("--wait", action="store_true", help="follow the run; exit 3 if it fails")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Check everything, upload, start the run; with --wait, follow it."""
+    from plmsae.cluster.connection import address, connect
+    from plmsae.cluster.follow import follow
+    from plmsae.cluster.submit import check_images, run_arguments, start
+    from plmsae.params import ParamsFile
+
+    host = address(args.host)
+    params = ParamsFile(args.params, args.set)
+    package = _package(args)
+    arguments = run_arguments(package, params, args.set)
+    with connect(host, args.namespace) as client:
+        if not args.no_image_check:
+            for found in check_images(package.images).values():
+                if found.warning:
+                    print(f"warning: {found.warning}", file=sys.stderr)
+        submission = start(
+            client,
+            host,
+            package,
+            arguments,
+            experiment=args.experiment,
+            run_name=args.run_name,
+            service_account=args.service_account,
+        )
+        if not args.json:
+            print(f"pipeline  {submission.version} ({'uploaded' if submission.uploaded else 'was there already'})")
+            print(f"run       {submission.run_id}\n{submission.url}", flush=True)
+        record = submission.record()
+        if args.wait:
+            try:
+                outcome = follow(client, host, submission.run_id, package.tasks)
+            except KeyboardInterrupt:
+                print(f"not waiting any more; the run goes on: {submission.url}", file=sys.stderr)
+                return 130
+            if not outcome.succeeded:
+                raise outcome.error(submission.url)
+            record["state"] = outcome.state
+        if args.json:
+            print(json.dumps(record, sort_keys=True))
+        elif args.wait:
+            print(f"the run ended as {record['state']}")
+    return 0
+
+
+def _package(args: argparse.Namespace) -> Package:
+    """The package of the command line: read, or compiled for its images."""
+    from plmsae.cluster.compile import compile_pipeline
+    from plmsae.cluster.package import parse_package, read_package
+    from plmsae.cluster.submit import pinned
+    from plmsae.errors import UserError
+
+    if args.package:
+        if args.image or args.gpu_image or args.allow_tag:
+            raise UserError(
+                "--package is compiled already; its images cannot be changed",
+                where="--image, --gpu-image, --allow-tag",
+                fix="leave out --package, or compile another with: plmsae compile",
+            )
+        package = read_package(args.package)
+        if package.name not in (args.pipeline, f"plmsae-{args.pipeline}"):
+            raise UserError(
+                f"'{args.package}' is pipeline '{package.name}', not '{args.pipeline}'",
+                where="--package",
+                fix=f"plmsae submit {package.name.removeprefix('plmsae-')} --package {args.package}",
+            )
+        return package
+    image = args.image or os.environ.get("PLMSAE_IMAGE")
+    gpu_image = args.gpu_image or os.environ.get("PLMSAE_GPU_IMAGE")
+    if not image:
+        raise UserError(
+            "no image is given",
+            where="--image, environment variable PLMSAE_IMAGE",
+            fix="pass --image REPOSITORY@sha256:DIGEST, or a compiled pipeline with --package FILE",
+        )
+    if not args.allow_tag and not args.no_image_check:
+        image, gpu_image = pinned(image), pinned(gpu_image) if gpu_image else None
+    text = compile_pipeline(args.pipeline, image=image, gpu_image=gpu_image, root=Path.cwd(), allow_tag=args.allow_tag)
+    return parse_package(text.encode(), where=f"pipelines/{args.pipeline}.py")
