@@ -8,6 +8,7 @@ from components.ingest.component import ingest
 from components.promote.component import promote
 from components.register.component import register
 from components.report_outcome.component import report_outcome
+from components.steer.component import steer
 from components.train_sae.component import train_sae
 from components.validate.component import validate
 from pipelines.settings import configure, configure_exit, defaults
@@ -29,6 +30,8 @@ def train(
     expansion_factor: int = DEFAULT["expansion_factor"],
     k: int = DEFAULT["k"],
     tokens: int = DEFAULT["tokens"],
+    latent: int = DEFAULT["latent"],
+    strength: float = DEFAULT["strength"],
     seed: int = DEFAULT["seed"],
     ingest_params: str = DEFAULT["ingest_params"],
     validate_params: str = DEFAULT["validate_params"],
@@ -36,6 +39,7 @@ def train(
     train_sae_params: str = DEFAULT["train_sae_params"],
     evaluate_fidelity_params: str = DEFAULT["evaluate_fidelity_params"],
     evaluate_concepts_params: str = DEFAULT["evaluate_concepts_params"],
+    steer_params: str = DEFAULT["steer_params"],
     register_params: str = DEFAULT["register_params"],
     promote_params: str = DEFAULT["promote_params"],
 ) -> None:
@@ -50,6 +54,8 @@ def train(
         expansion_factor: Latents per dimension of the activations.
         k: Latents that may be active on a residue.
         tokens: Length of the training in residues.
+        latent: Latent to steer the model with; -1 takes one that the proteins use.
+        strength: Share of the way to the value that the latent is held at; 0 leaves the model as it is.
         seed: Seed of the subset, the split, the shuffling and the training.
         ingest_params: Other parameters of the stage, one JSON object (docs/reference/stages.md).
         validate_params: As above.
@@ -57,6 +63,7 @@ def train(
         train_sae_params: As above.
         evaluate_fidelity_params: As above.
         evaluate_concepts_params: As above.
+        steer_params: As above.
         register_params: As above.
         promote_params: As above: the gates.
     """
@@ -107,6 +114,7 @@ def train(
         sae["sae_sha256"] = trained.outputs["manifest_sha256"]
         fidelity = configure(evaluate_fidelity(**sae, params=evaluate_fidelity_params), "evaluate@fidelity")
         concepts = configure(evaluate_concepts(**sae, params=evaluate_concepts_params), "evaluate@concepts")
+        configure(steer(**sae, latent=latent, strength=strength, params=steer_params), "steer")
         registered = configure(
             register(
                 **sae,

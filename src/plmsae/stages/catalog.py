@@ -8,7 +8,7 @@ from functools import cache
 from plmsae.errors import UserError, did_you_mean
 from plmsae.stages.spec import Stage
 
-_MODULES = ("ingest", "validate", "extract_activations", "train_sae", "evaluate", "register", "promote")
+_MODULES = ("ingest", "validate", "extract_activations", "train_sae", "evaluate", "steer", "register", "promote")
 
 
 @cache
