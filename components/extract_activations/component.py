@@ -21,6 +21,7 @@ def extract_activations(
     params: str = "{}",
     plm: str = "esm_small",
     layer: int = 4,
+    store: str = "",
     seed: int = 0,
 ) -> dsl.ContainerSpec:
     """Embed the train and valid proteins with a protein language model and store shuffled activations.
@@ -37,6 +38,7 @@ def extract_activations(
         params: The other parameters of section `extract_activations`, one JSON object; "{}" takes the defaults.
         plm: Protein language model: esm_small (bundled), a facebook/esm2_* name, or a checkpoint folder.
         layer: 0 is the embedding, l the residual stream after block l, the last one after the final LayerNorm.
+        store: s3://BUCKET/PREFIX to keep the activations in; null keeps them in the stage's output folder.
         seed: Seed of the shuffling.
     """
     return dsl.ContainerSpec(

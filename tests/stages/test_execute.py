@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import signal
 import subprocess
@@ -22,6 +23,7 @@ class SourceParams(Params):
     """Parameters of the first stage."""
 
     source: str = "raw.txt"
+    source_sha256: str | None = None
     repeat: int = 2
 
 
@@ -32,7 +34,7 @@ class SumParams(Params):
 
 
 def write_numbers(context: StageContext) -> StageResult:
-    text = (context.root / context.params.source).read_text() * context.params.repeat
+    text = context.sources["source"].read_text() * context.params.repeat
     (context.output / "numbers.txt").write_text(text)
     return StageResult({"num_lines": text.count("\n")}, "Numbers.")
 
@@ -88,7 +90,7 @@ def test_an_output_is_complete_and_says_where_it_comes_from(root: Path) -> None:
     assert json.loads((root / "outputs" / "sum" / "metrics.json").read_text()) == {"total": 6}
     assert (root / "outputs" / "sum" / "summary.md").read_text() == "Sum.\n"
     first = read_manifest(root / "outputs" / "write")
-    assert first.params == {"source": "raw.txt", "repeat": 2}
+    assert first.params == {"source": "raw.txt", "source_sha256": None, "repeat": 2}
     assert list(first.source_files) == ["source"]
 
 
@@ -146,6 +148,17 @@ def test_an_unknown_port_and_a_missing_raw_file_are_refused(root: Path) -> None:
         execute(SUM, SumParams(), root=root, inputs={"number": root})
     with pytest.raises(UserError, match=r"none\.txt"):
         execute(WRITE, SourceParams(source="none.txt"), root=root)
+
+
+def test_a_pinned_raw_file_must_hold_the_bytes_that_were_meant(root: Path) -> None:
+    right = hashlib.sha256((root / "raw.txt").read_bytes()).hexdigest()
+    execute(WRITE, SourceParams(source_sha256=right), root=root, pinned=True)
+    before = manifest_sha256(root / WRITE.output)
+    with pytest.raises(DataError, match=f"has sha256 {right}, not 000"):
+        execute(WRITE, SourceParams(source_sha256="0" * 64), root=root)
+    with pytest.raises(UserError, match=f"sha256 of the file: {right}"):
+        execute(WRITE, SourceParams(), root=root, pinned=True)
+    assert manifest_sha256(root / WRITE.output) == before
 
 
 def test_two_runs_of_one_stage_at_once_are_kept_apart(root: Path) -> None:

@@ -51,15 +51,15 @@ def compile_pipeline(
         raise UserError(f"unknown pipeline '{name}'", fix=did_you_mean(name, pipeline_names(root)))
     images = {"PLMSAE_IMAGE": image, "PLMSAE_GPU_IMAGE": gpu_image or image}
     for reference in images.values():
+        if reference.split() != [reference]:
+            raise UserError(
+                f"'{reference}' does not name an image", where="--image", fix="use REPOSITORY@sha256:DIGEST"
+            )
         if not _BY_DIGEST.fullmatch(reference) and not allow_tag:
             raise UserError(
                 f"image '{reference}' is not named by digest",
                 where="--image",
                 fix="use REPOSITORY@sha256:DIGEST (podman push prints it), or --allow-tag to give up caching",
-            )
-        if not reference or reference != "".join(reference.split()):
-            raise UserError(
-                f"'{reference}' does not name an image", where="--image", fix="use REPOSITORY@sha256:DIGEST"
             )
     compiler = _compiler()
     with _environment(images), _importable(root), tempfile.TemporaryDirectory(prefix="plmsae-") as scratch:

@@ -152,7 +152,7 @@ def apply(files: Mapping[str, str], *, check: bool) -> int:
         if not check:
             write_text(path, text)
     for name in stale:
-        sys.stdout.write(f"{'differs from its source' if check else 'written'}: {name}\n")
+        sys.stdout.write(f"{'differs from the catalogue' if check else 'written'}: {name}\n")
     return 1 if check and stale else 0
 
 

@@ -1,0 +1,163 @@
+"""Compiled pipelines: valid specifications, right images, resources, retries, limits and caching."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
+
+from plmsae.cluster.compile import compile_pipeline, pipeline_names
+from plmsae.cluster.render import EXAMPLE_IMAGE, pipeline_targets
+from plmsae.cluster.sections import pipeline_arguments
+from plmsae.errors import UserError
+from plmsae.params import ParamsFile
+from plmsae.stages.catalog import stages
+from plmsae.stages.components import task_name
+from tests.workspace import BIN, ROOT, call
+
+CPU = "registry.example.org/plmsae@sha256:" + 64 * "a"
+GPU = "registry.example.org/plmsae@sha256:" + 64 * "b"
+
+
+@pytest.fixture(scope="module")
+def package() -> tuple[dict[str, Any], dict[str, Any]]:
+    specification, platform = yaml.safe_load_all(compile_pipeline("train", image=CPU, gpu_image=GPU, root=ROOT))
+    return specification, platform
+
+
+def tasks(specification: dict[str, Any]) -> dict[str, Any]:
+    graphs = [specification["root"], *specification["components"].values()]
+    return {name: task for graph in graphs if "dag" in graph for name, task in graph["dag"]["tasks"].items()}
+
+
+def executor(document: dict[str, Any], task: str) -> dict[str, Any]:
+    found: dict[str, Any] = document["deploymentSpec"]["executors"][f"exec-{task}"]
+    return found
+
+
+@pytest.mark.parametrize("name", pipeline_names(ROOT))
+def test_the_committed_package_is_current_and_a_valid_specification(name: str) -> None:
+    text = (ROOT / "pipelines" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert pipeline_targets(ROOT)[f"pipelines/{name}.yaml"] == text, "run: make render"
+    specification, platform = yaml.safe_load_all(text)
+    json_format.ParseDict(specification, PipelineSpec())
+    json_format.ParseDict(platform, PlatformSpec())
+    with pytest.raises(json_format.ParseError):
+        json_format.ParseDict({**specification, "tasks": {}}, PipelineSpec())
+
+
+def test_every_stage_gets_what_it_declares(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    specification, platform = package
+    for stage in stages().values():
+        name, need = task_name(stage), stage.resources
+        container = executor(specification, name)["container"]
+        assert container["command"] == ["plmsae", "run", stage.id]
+        assert container["args"] == ["--executor-input", "{{$}}"]
+        assert container["image"] == (GPU if need.gpu else CPU)
+        resources = container["resources"]
+        for bound in ("Request", "Limit"):
+            assert resources[f"resourceCpu{bound}"] == str(need.cpu)
+            assert resources[f"resourceMemory{bound}"] == f"{need.memory_gib}Gi"
+        assert resources.get("accelerator", {}).get("count", "0") == str(need.gpu)
+        task = tasks(specification)[name]
+        assert task.get("retryPolicy", {}).get("maxRetryCount", 0) == {"none": 0, "io": 2, "gpu": 5}[need.retry]
+        kubernetes = executor(platform["platforms"]["kubernetes"], name)
+        assert kubernetes["activeDeadlineSeconds"] == str(need.timeout_hours * 3600)
+        assert bool(kubernetes.get("nodeSelector")) == bool(need.gpu)
+
+
+def test_pods_run_as_nobody_with_a_registry_and_secrets_by_name(
+    package: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    executors = package[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(executors) == set(package[0]["deploymentSpec"]["executors"])
+    for settings in executors.values():
+        context = settings["securityContext"]
+        assert context == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
+        required = [item for item in settings["configMapAsEnv"] if not item.get("optional")]
+        assert [entry["envVar"] for item in required for entry in item["keyToEnv"]] == ["MLFLOW_TRACKING_URI"]
+        assert {item["secretName"] for item in settings["secretAsEnv"]} == {"plmsae-s3", "plmsae-mlflow"}
+        assert {"volumeName": "tmp", "mountPath": "/tmp"} in settings["emptyDirMounts"]
+
+
+def test_side_effects_are_never_cached_and_nothing_is_by_tag(
+    package: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    cached = {n for n, t in tasks(package[0]).items() if t.get("cachingOptions", {}).get("enableCache")}
+    pure = {task_name(stage) for stage in stages().values() if not stage.side_effects}
+    assert cached & {task_name(stage) for stage in stages().values()} == pure
+    assert "report-outcome" not in cached
+    text = compile_pipeline("train", image="plmsae:dev", root=ROOT, allow_tag=True)
+    by_tag = next(yaml.safe_load_all(text))
+    assert not {n for n, t in tasks(by_tag).items() if t.get("cachingOptions", {}).get("enableCache")} & pure
+
+
+def test_the_form_is_typed_and_filled_with_params_yaml(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    form = package[0]["root"]["inputDefinitions"]["parameters"]
+    arguments = pipeline_arguments(ParamsFile(ROOT / "params.yaml"))
+    assert {name for name, field in form.items() if not field.get("isOptional")} == {"source", "source_sha256"}
+    types = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
+    for name, value in arguments.items():
+        assert form[name]["parameterType"] == types[type(value)], name
+        if name != "source":
+            assert form[name]["defaultValue"] == value, name
+    for name, field in form.items():
+        assert field["description"], name
+        if name.endswith("_params"):
+            json.loads(field["defaultValue"])
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "message"),
+    [
+        ("tran", CPU, "unknown pipeline 'tran'"),
+        ("settings", CPU, "unknown pipeline 'settings'"),
+        ("train", "plmsae:latest", "not named by digest"),
+        ("train", "", "does not name an image"),
+        ("train", "a b@sha256:" + 64 * "a", "does not name an image"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(name: str, image: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compile_pipeline(name, image=image, root=ROOT)
+
+
+def test_elsewhere_there_is_nothing_to_compile(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no pipelines here"):
+        compile_pipeline("train", image=CPU, root=tmp_path)
+
+
+def test_a_broken_pipeline_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "mine.py").write_text("import nothing_like_this\n")
+    with pytest.raises(UserError, match="'mine' does not compile: ModuleNotFoundError"):
+        compile_pipeline("mine", image=CPU, root=tmp_path)
+
+
+def test_one_seed_for_a_pipeline(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert pipeline_arguments(ParamsFile(path))["seed"] == 0
+    with pytest.raises(UserError, match=r"one 'seed', but 'extract_activations.seed' is 0 and 'train_sae.seed' is 1"):
+        pipeline_arguments(ParamsFile(path, ["train_sae.seed=1"]))
+    assert "seed" not in pipeline_arguments(ParamsFile(path), ["validate"])
+
+
+def test_the_verb_writes_the_package(tmp_path: Path) -> None:
+    (tmp_path / ".home").mkdir()
+    for name in ("components", "pipelines", "params.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    plmsae = str(BIN / "plmsae")
+    done = call(tmp_path, plmsae, "compile", "train", "--image", EXAMPLE_IMAGE, "--json")
+    assert json.loads(done.stdout)["output"] == "train.yaml"
+    assert (tmp_path / "train.yaml").read_text() == (ROOT / "pipelines" / "train.yaml").read_text()
+    refused = call(tmp_path, plmsae, "compile", "train", "--image", "plmsae:dev", check=False)
+    assert refused.returncode == 2
+    assert "not named by digest" in refused.stderr
+    assert "Traceback" not in refused.stderr
