@@ -104,6 +104,8 @@ def kfp_server() -> Iterator[KfpServer]:
 class _Handler(BaseHTTPRequestHandler):
     state: State
     protocol_version = "HTTP/1.1"
+    # One packet per answer: with two, each answer waits for a delayed acknowledgement.
+    wbufsize = 1 << 16
 
     def log_message(self, *_: Any) -> None:
         pass
