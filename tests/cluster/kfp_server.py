@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -236,6 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {**self.state.runs[run_id], "state": state, "run_details": {"task_details": details}}
 
 
+@cache
 def _parse(text: bytes) -> pipeline_spec_pb2.PipelineSpec:
     try:
         documents = list(yaml.safe_load_all(text))

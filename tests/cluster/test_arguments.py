@@ -1,0 +1,80 @@
+"""What a submitted run hands to every stage is what the same `params.yaml` gives it on a laptop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from plmsae import cli
+from plmsae.params import ParamsFile, params_sha256
+from plmsae.stages.catalog import stages
+from plmsae.stages.executor_input import resolve_params
+from tests.cluster.conftest import ROOT, SOURCE
+from tests.cluster.kfp_server import KfpServer
+from tests.cluster.oci_registry import Registry
+
+CHANGES = (
+    "train_sae.k=16",
+    "train_sae.aux_k=null",
+    "train_sae.learning_rate=1.0e-4",
+    "extract_activations.layer=2",
+    "evaluate.concepts.thresholds=[0.5]",
+    'register.notes="a \\"quoted\\" note, 100 %"',
+    *(f"{section}.seed=9007199254740991" for section in ("ingest", "extract_activations", "train_sae")),
+)
+
+
+def plain(value: Any) -> Any:
+    """A protobuf value as KFP's launcher writes it: every number is a double, and whole ones lose their point."""
+    return json_format.MessageToDict(value)
+
+
+def tasks(spec: pipeline_spec_pb2.PipelineSpec, arguments: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(stage id, parameter values) of every task that runs a stage, as the backend would resolve them."""
+    declared = spec.root.input_definitions.parameters
+    defaults = {name: plain(item.default_value) for name, item in declared.items() if item.HasField("default_value")}
+    executors = json_format.MessageToDict(spec.deployment_spec)["executors"]
+
+    def walk(dag: Any, given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for task in dag.tasks.values():
+            values = {}
+            for name, source in task.inputs.parameters.items():
+                if source.component_input_parameter:
+                    values[name] = given[source.component_input_parameter]
+                elif source.HasField("runtime_value"):
+                    values[name] = plain(source.runtime_value.constant)
+            component = spec.components[task.component_ref.name]
+            if component.HasField("dag"):
+                yield from walk(component.dag, values)
+                continue
+            command = executors[component.executor_label]["container"]["command"]
+            if command[:2] == ["plmsae", "run"]:
+                yield command[2], values
+
+    yield from walk(spec.root.dag, {**defaults, **arguments})
+
+
+@pytest.mark.parametrize("changes", [(), CHANGES])
+def test_every_stage_of_a_run_gets_the_parameters_of_the_file(
+    kfp: KfpServer, registry: Registry, package_file: Path, changes: tuple[str, ...]
+) -> None:
+    options = [*SOURCE, *(item for change in changes for item in ("--set", change))]
+    command = ["submit", "train", "--host", kfp.host, "--package", str(package_file)]
+    assert cli.main([*command, "--params", str(ROOT / "params.yaml"), *options]) == 0
+    (run,) = kfp.state.runs.values()
+    (package,) = kfp.state.packages.values()
+    spec = json_format.ParseDict(next(yaml.safe_load_all(package)), pipeline_spec_pb2.PipelineSpec())
+    got = dict(tasks(spec, run["runtime_config"]["parameters"]))
+    file = ParamsFile(ROOT / "params.yaml", options[1::2])
+    assert set(got) == set(stages())
+    for stage_id, values in got.items():
+        stage = stages()[stage_id]
+        params = resolve_params(stage, values)
+        assert params == file.load(stage.params, stage.section), stage_id
+        assert params_sha256(params) == params_sha256(file.load(stage.params, stage.section)), stage_id
