@@ -14,7 +14,7 @@ from plmsae.errors import DataError
 
 
 def check_store(folder: Path, expected_rows: Mapping[str, int] | None = None) -> pd.DataFrame:
-    """Read a whole store and check it.
+    """Read a whole store and check it; the values of a remote one come back from the bucket.
 
     Args:
         folder: Store folder.
@@ -37,12 +37,10 @@ def check_store(folder: Path, expected_rows: Mapping[str, int] | None = None) ->
                 fix="extract again",
             )
         store = BlockStore(folder, split)
-        for block in store.blocks:
-            values = torch.empty(block.num_rows, store.d_model, dtype=metadata.torch_dtype)
-            store.read(block, values)
+        for block, values in store.stream():
             norms = values.float().norm(dim=1)
             num_nonfinite = int((~torch.isfinite(norms)).sum())
-            row = summary.setdefault((split, block.file.name), [0, 0, 0.0])
+            row = summary.setdefault((split, block.chunk), [0, 0, 0.0])
             row[0] += block.num_rows
             row[1] += num_nonfinite
             row[2] += float(norms.double().sum())
@@ -58,7 +56,7 @@ def check_store(folder: Path, expected_rows: Mapping[str, int] | None = None) ->
         first = bad.iloc[0]
         raise DataError(
             f"{first['num_nonfinite']} rows of chunk '{first['chunk']}' are not finite",
-            where=str(folder / first["split"] / first["chunk"]),
+            where=f"{metadata.location or folder}/{first['split']}/{first['chunk']}",
             fix="extract again, with dtype bfloat16 or float32 if float16 overflows",
         )
     return table

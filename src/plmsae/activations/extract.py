@@ -14,12 +14,18 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save
 
+from plmsae.activations.block_table import write_table
+from plmsae.activations.chunks import Block
 from plmsae.activations.metadata import DTYPES, Normaliser, StoreMetadata, write_metadata
 from plmsae.activations.parts import Part, PartStore, Settings
 from plmsae.activations.statistics import RowStatistics
+from plmsae.activations.upload import Upload
 from plmsae.activations.writer import write_index
 from plmsae.artifacts.atomic import write_bytes
+from plmsae.artifacts.checksums import sha256_bytes
+from plmsae.artifacts.s3 import S3Uri
 from plmsae.errors import DataError, UserError
+from plmsae.params import canonical_json
 from plmsae.plms.base import ProteinLM
 from plmsae.progress import Progress
 
@@ -37,6 +43,7 @@ def extract(
     *,
     sequences_sha256: str,
     threads: int = 1,
+    store: S3Uri | None = None,
     on_part: Callable[[Part], None] | None = None,
 ) -> dict[str, RowStatistics]:
     """Write a store of the train and valid proteins.
@@ -49,14 +56,17 @@ def extract(
         settings: See `Settings`.
         sequences_sha256: sha256 of the table of sequences, for the description of the store.
         threads: Batches that go through the model at the same time, one core each; the result does not depend on it.
+        store: Prefix in a bucket for the chunks, which then leave this disk as soon as a part is finished; `output`
+            keeps the description. A store lies below it under a hash of what it was made from.
         on_part: Called after each part that was computed.
 
     Returns:
         Split -> statistics of its stored rows.
 
     Raises:
-        UserError: The layer or hook does not exist, or a block is too large.
+        UserError: The layer or hook does not exist, a block is too large, or no permission to write into the bucket.
         DataError: A split is empty, a sequence cannot be tokenised, or hidden states are not finite in the stored type.
+        TryAgainError: The bucket cannot be reached.
     """
     plm.check_hook(settings.layer, settings.hook)
     block_bytes = settings.block_rows * plm.d_model * DTYPES[settings.dtype].itemsize
@@ -68,25 +78,35 @@ def extract(
         )
     plans = {split: plan_parts(sequences, split, settings) for split in SPLITS}
     parts = [part for plan in plans.values() for part in plan]
-    store = PartStore(checkpoints / "parts", plm, settings, threads)
-    finished = {part.name for part in parts if store.is_finished(part)}
+    upload = _upload(store, plm, settings, sequences_sha256) if store else None
+    made = PartStore(checkpoints / "parts", plm, settings, threads, upload)
+    finished = {part.name for part in parts if made.is_finished(part)}
     total = sum(part.num_rows for part in parts)
     done = sum(part.num_rows for part in parts if part.name in finished)
     with Progress("extract_activations", total, "residues", done=done) as progress:
         for part in parts:
             if part.name not in finished:
-                store.compute(part, progress)
-                if on_part is not None:
-                    on_part(part)
+                made.compute(part, progress)
+            made.send(part)
+            if part.name not in finished and on_part is not None:
+                on_part(part)
 
     statistics: dict[str, RowStatistics] = {}
+    blocks: dict[str, list[Block]] = {}
     for split, plan in plans.items():
         folder = output / split
         folder.mkdir(parents=True)
-        write_index(folder, [store.deliver(part, folder) for part in plan])
+        if upload is None:
+            write_index(folder, [made.deliver(part, folder) for part in plan])
+        else:
+            referred = [made.refer(part) for part in plan]
+            write_index(folder, [index for index, _ in referred])
+            blocks[split] = [block for _, members in referred for block in members]
         statistics[split] = RowStatistics.zeros(plm.d_model)
         for part in plan:
-            statistics[split].merge(store.statistics(part))
+            statistics[split].merge(made.statistics(part))
+    if blocks:
+        write_table(output, blocks)
     train = statistics["train"]
     if not train.scale > 0:
         raise DataError(
@@ -107,9 +127,17 @@ def extract(
             num_tokens={split: int(counted.count) for split, counted in statistics.items()},
             normaliser=Normaliser(scale=train.scale),
             sequences_sha256=sequences_sha256,
+            location=str(upload.place) if upload else None,
         ),
     )
     return statistics
+
+
+def _upload(store: S3Uri, plm: ProteinLM, settings: Settings, sequences_sha256: str) -> Upload:
+    """The place of a store in a bucket: another model, setting or input is another place."""
+    made_from = {**vars(settings), "plm": plm.name, "plm_revision": plm.revision, "sequences_sha256": sequences_sha256}
+    text = canonical_json(made_from)
+    return Upload(store / sha256_bytes(text.encode())[:32], text)
 
 
 def plan_parts(sequences: pd.DataFrame, split: str, settings: Settings) -> list[Part]:

@@ -44,6 +44,7 @@ class StoreMetadata(BaseModel):
         num_tokens: Split -> number of rows (residues).
         normaliser: Scale of the train rows.
         sequences_sha256: sha256 of the `sequences.parquet` that was embedded.
+        location: `s3://bucket/prefix` below which the chunks are, or None if they are beside `store.json`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +60,7 @@ class StoreMetadata(BaseModel):
     num_tokens: dict[str, int]
     normaliser: Normaliser
     sequences_sha256: str
+    location: str | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -68,7 +70,8 @@ class StoreMetadata(BaseModel):
 
 def write_metadata(folder: Path, metadata: StoreMetadata) -> None:
     """Write `store.json` into a store folder."""
-    write_text(folder / METADATA, json.dumps(metadata.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+    data = metadata.model_dump(mode="json", exclude_none=True)
+    write_text(folder / METADATA, json.dumps(data, indent=1, sort_keys=True) + "\n")
 
 
 def read_metadata(folder: Path) -> StoreMetadata:

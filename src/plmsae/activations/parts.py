@@ -19,8 +19,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from plmsae.activations.block_table import hash_blocks
+from plmsae.activations.chunks import Block, read_block_table
 from plmsae.activations.metadata import DTYPES, StoreDtype
 from plmsae.activations.statistics import RowStatistics
+from plmsae.activations.upload import Upload
 from plmsae.activations.writer import write_chunks
 from plmsae.artifacts.atomic import write_bytes, write_text
 from plmsae.artifacts.checksums import sha256_bytes, sha256_file
@@ -95,21 +98,32 @@ class PartStore:
         plm: The model.
         settings: Settings of the extraction; a part that was written under others is not taken over.
         threads: Batches that go through the model at the same time; the result does not depend on it.
+        upload: Where chunks go as soon as a part is finished; they do not stay on this disk then.
     """
 
-    def __init__(self, folder: Path, plm: ProteinLM, settings: Settings, threads: int) -> None:
-        self.folder, self.plm, self.settings, self.threads = folder, plm, settings, threads
-        self._identity = canonical_json({**vars(settings), "plm_revision": plm.revision})
+    def __init__(
+        self, folder: Path, plm: ProteinLM, settings: Settings, threads: int, upload: Upload | None = None
+    ) -> None:
+        self.folder, self.plm, self.settings, self.threads, self.upload = folder, plm, settings, threads, upload
+        place = str(upload.place) if upload else None
+        self._identity = canonical_json({**vars(settings), "plm_revision": plm.revision, "place": place})
 
     def is_finished(self, part: Part) -> bool:
-        """Whether the part is there, was made from the same things and has intact files."""
+        """Whether the part is there, was made from the same things and has intact files, uploaded ones included."""
         try:
             record = self._record(part)
             return record["identity"] == self._identity_of(part) and all(
-                sha256_file(self.folder / part.name / name) == sha256 for name, sha256 in record["files"].items()
+                self._is_intact(part, name, sha256, record) for name, sha256 in record["files"].items()
             )
         except (OSError, ValueError, KeyError):
             return False
+
+    def _is_intact(self, part: Part, name: str, sha256: str, record: Mapping[str, Any]) -> bool:
+        file = self.folder / part.name / name
+        if file.is_file() or self.upload is None:
+            return sha256_file(file) == sha256
+        sizes = {chunk["filename"]: int(chunk["chunk_bytes"]) for chunk in record["index"]["chunks"]}
+        return name in sizes and self.upload.is_there(part.split, _object_name(part, name, sha256), sizes[name], sha256)
 
     def compute(self, part: Part, progress: Progress) -> None:
         """Embed the proteins of a part and write it.
@@ -126,13 +140,42 @@ class PartStore:
         index = write_chunks(temporary, rows, order, self.settings.block_rows)
         write_bytes(temporary / STATISTICS, save(statistics.tensors()))
         files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-        record = {"identity": self._identity_of(part), "files": files, "index": index}
+        record: dict[str, Any] = {"identity": self._identity_of(part), "files": files, "index": index}
+        if self.upload is not None:
+            record["blocks"] = self._hash_blocks(temporary, index)
         write_text(temporary / RECORD, json.dumps(record, sort_keys=True))
         os.rename(temporary, final)
+
+    def send(self, part: Part) -> None:
+        """Upload what a finished part still has of its chunks on this disk, and remove it here.
+
+        Raises:
+            UserError: No such bucket, or no permission to write.
+            TryAgainError: The bucket cannot be reached.
+        """
+        if self.upload is None:
+            return
+        files = self._record(part)["files"]
+        for name in sorted(set(files) - {STATISTICS}):
+            file = self.folder / part.name / name
+            if file.is_file():
+                self.upload.send(file, part.split, _object_name(part, name, files[name]), files[name])
+                file.unlink()
 
     def statistics(self, part: Part) -> RowStatistics:
         """Statistics of a finished part."""
         return RowStatistics.from_tensors(load_file(self.folder / part.name / STATISTICS))
+
+    def refer(self, part: Part) -> tuple[dict[str, Any], list[Block]]:
+        """LitData's index of the uploaded chunks of a part, under their names in the bucket, and their blocks."""
+        record = self._record(part)
+        names = {
+            chunk["filename"]: _object_name(part, chunk["filename"], record["files"][chunk["filename"]])
+            for chunk in record["index"]["chunks"]
+        }
+        chunks = [{**chunk, "filename": names[chunk["filename"]]} for chunk in record["index"]["chunks"]]
+        blocks = [Block(names[name], *rest) for name, *rest in record["blocks"]]
+        return {**record["index"], "chunks": chunks}, blocks
 
     def deliver(self, part: Part, target: Path) -> dict[str, Any]:
         """Put the chunks of a finished part into `target`, linked where the file system allows it.
@@ -179,6 +222,16 @@ class PartStore:
             progress.update(int(statistics.count))
         return rows, total
 
+    def _hash_blocks(self, folder: Path, index: Mapping[str, Any]) -> list[tuple[str, int, int, str]]:
+        """Chunk, offset, rows and sha256 of every block of the part."""
+        dtype, d_model = DTYPES[self.settings.dtype], self.plm.d_model
+        hashed = []
+        for chunk in index["chunks"]:
+            file = folder / chunk["filename"]
+            blocks = read_block_table(file, chunk["chunk_bytes"], chunk["chunk_size"], dtype, d_model)
+            hashed += hash_blocks(file, blocks, d_model * dtype.itemsize)
+        return [(block.chunk, block.offset, block.num_rows, block.sha256) for block in hashed]
+
     def _record(self, part: Part) -> Mapping[str, Any]:
         record: dict[str, Any] = json.loads((self.folder / part.name / RECORD).read_text(encoding="utf-8"))
         return record
@@ -186,6 +239,11 @@ class PartStore:
     def _identity_of(self, part: Part) -> str:
         content = canonical_json({"accessions": part.accessions, "sequences": part.sequences})
         return sha256_bytes(f"{self._identity}\n{content}\n{part.shuffle_seed}".encode())
+
+
+def _object_name(part: Part, file: str, sha256: str) -> str:
+    """Name of a chunk in a bucket: it says the content, so that no upload ever replaces other values."""
+    return f"chunk-{part.number}-{file.removesuffix('.bin').rpartition('-')[2]}-{sha256[:16]}.bin"
 
 
 def _not_finite(

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from plmsae.activations.blocks import BlockStore
+from plmsae.activations.cache import BlockCache
+from plmsae.activations.chunks import Block
 from plmsae.errors import DataError
 
 DEFAULT_POOL_ROWS = 131_072
@@ -32,16 +34,24 @@ class ActivationReader:
         seed: Seed of the order.
         pool_rows: Rows that are mixed at once, rounded up to whole blocks; the memory that the reader holds is
             pool_rows * (d_model * bytes per value + 8).
+        cache: Keeps blocks of a remote store on this disk, and lets the next pool come while this one is used.
 
     Raises:
-        UserError: The store has no such split.
+        UserError: The store has no such split, or no permission to read the bucket.
         DataError: The split is empty or a chunk is missing or corrupted.
+        TryAgainError: The bucket cannot be reached.
     """
 
     def __init__(
-        self, folder: Path, split: str, batch_size: int, seed: int, pool_rows: int = DEFAULT_POOL_ROWS
+        self,
+        folder: Path,
+        split: str,
+        batch_size: int,
+        seed: int,
+        pool_rows: int = DEFAULT_POOL_ROWS,
+        cache: BlockCache | None = None,
     ) -> None:
-        self.store = BlockStore(folder, split)
+        self.store = BlockStore(folder, split, cache)
         self.batch_size = batch_size
         self.seed = seed
         if self.store.num_rows == 0:
@@ -99,19 +109,20 @@ class ActivationReader:
         if self._pooled == (epoch, group):
             return
         self._pooled = None
-        order, _ = self._epoch_plan(epoch)
-        chosen = order[group * self._group_blocks : (group + 1) * self._group_blocks]
-        num_rows = int(self._block_rows[chosen].sum())
+        blocks = self._blocks_of(epoch, group)
+        num_rows = sum(block.num_rows for block in blocks)
         if len(self._pool) < num_rows:
             self._pool = torch.empty(num_rows, self.d_model, dtype=self._pool.dtype)
-        start = 0
-        for index in chosen:
-            block = self.store.blocks[index]
-            self.store.read(block, self._pool[start : start + block.num_rows])
-            start += block.num_rows
+        self.store.read(blocks, self._pool[:num_rows])
+        self.store.prefetch(self._blocks_of(epoch, group + 1) or self._blocks_of(epoch + 1, 0))
         generator = np.random.default_rng([self.seed, epoch, group + 1])
         self._order = generator.permutation(num_rows)
         self._pooled = (epoch, group)
+
+    def _blocks_of(self, epoch: int, group: int) -> list[Block]:
+        """The blocks of a group, in the order of the epoch; none beyond the last group."""
+        order, _ = self._epoch_plan(epoch)
+        return [self.store.blocks[i] for i in order[group * self._group_blocks : (group + 1) * self._group_blocks]]
 
 
 def _gather(pool: Tensor, rows: npt.NDArray[np.int64], out: Tensor) -> None:

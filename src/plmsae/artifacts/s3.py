@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plmsae.artifacts.checksums import sha256_bytes
-from plmsae.artifacts.s3_errors import translate
+from plmsae.artifacts.s3_errors import NoSuchObjectError, translate
 from plmsae.errors import DataError, UserError
 
 SCHEME = "s3://"
@@ -245,7 +245,7 @@ def fetch(uri: str, folder: Path) -> Path:
     store = S3()
     info = store.head(source)
     if info is None:
-        raise UserError(f"object '{uri}' does not exist", where=endpoint(), fix="correct the address")
+        raise NoSuchObjectError(f"object '{uri}' does not exist", where=endpoint(), fix="correct the address")
     place = folder / sha256_bytes(f"{source}\n{info.etag}".encode())[:32]
     path = place / source.name
     if path.is_file() and path.stat().st_size == info.num_bytes:

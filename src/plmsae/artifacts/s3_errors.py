@@ -11,6 +11,10 @@ _BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "T
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301", "IllegalLocationConstraintException"}
 
 
+class NoSuchObjectError(UserError):
+    """The bucket has no object of that key."""
+
+
 def translate(error: Exception, action: str, uri: str | None, endpoint: str) -> PlmsaeError:
     """The error for a user.
 
@@ -68,7 +72,7 @@ def _refused(error: Exception, action: str, shown: str, endpoint: str) -> Plmsae
             f"bucket '{bucket}' does not exist", where=endpoint, fix="correct the name, or create the bucket"
         )
     if code in _NO_OBJECT:
-        return UserError(f"object '{shown}' does not exist", where=endpoint, fix="correct the address")
+        return NoSuchObjectError(f"object '{shown}' does not exist", where=endpoint, fix="correct the address")
     if code in _KEYS_REFUSED:
         return UserError(
             f"no permission to {action} '{shown}': the store does not accept the credentials ({code})",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from plmsae.params import Params
 from plmsae.stages.spec import Input, Resources, Stage, StageContext, StageResult
@@ -45,6 +46,17 @@ class ExtractActivationsParams(Params):
     )
     threads: int = Field(default=2, ge=1, le=256, description="CPU cores; the result does not depend on it.")
     seed: int = Field(default=0, ge=0, description="Seed of the shuffling.")
+    store: str | None = Field(
+        default=None,
+        description="s3://BUCKET/PREFIX to keep the activations in; null keeps them in the stage's output folder.",
+    )
+
+    @field_validator("store")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"s3://[^/\s@:]+(/[^\s]*)?", value):
+            raise ValueError("write s3://BUCKET/PREFIX; endpoint and credentials come from the AWS_* variables")
+        return value
 
 
 STAGE = Stage(
@@ -55,7 +67,7 @@ STAGE = Stage(
     kind="activations",
     run="plmsae.stages.extract_activations:run",
     code=("activations", "artifacts", "plms", "proteins", "validation"),
-    knobs=("plm", "layer", "seed"),
+    knobs=("plm", "layer", "store", "seed"),
     resources=Resources(cpu=4, memory_gib=16, retry="io", timeout_hours=24),
 )
 
@@ -64,9 +76,9 @@ def run(context: StageContext) -> StageResult:
     """Extract, check the post-conditions, report.
 
     Raises:
-        UserError: Unknown model, layer or hook.
+        UserError: Unknown model, layer or hook; a bucket that is not there or may not be written.
         DataError: Sequences that the model cannot take, values that are not finite, or a store that fails its checks.
-        TryAgainError: The model's hub cannot be reached.
+        TryAgainError: The model's hub or the bucket cannot be reached.
     """
     import pandas as pd
     import torch
@@ -74,6 +86,8 @@ def run(context: StageContext) -> StageResult:
     from plmsae.activations.check import check_store
     from plmsae.activations.extract import SPLITS, extract
     from plmsae.activations.parts import Settings
+    from plmsae.activations.upload import publish
+    from plmsae.artifacts.s3 import S3Uri
     from plmsae.plms import load_plm
     from plmsae.validation.store import require_sound_store
 
@@ -100,6 +114,7 @@ def run(context: StageContext) -> StageResult:
         settings,
         sequences_sha256=context.manifests["sequences"].files["sequences.parquet"].sha256,
         threads=params.threads,
+        store=S3Uri.parse(params.store, "extract_activations.store") if params.store else None,
     )
     num_residues = sequences.groupby("split")["length"].sum().astype(int).to_dict()
     chunks = check_store(context.output, num_residues)
@@ -108,6 +123,7 @@ def run(context: StageContext) -> StageResult:
         num_rows=sum(num_residues[split] for split in SPLITS),
         where=str(context.output),
     )
+    publish(context.output)
     train = statistics["train"]
     num_proteins = {split: int((sequences["split"] == split).sum()) for split in SPLITS}
     metrics: dict[str, float | int] = {

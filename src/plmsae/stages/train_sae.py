@@ -63,6 +63,9 @@ class TrainSaeParams(Params):
     kernel: Literal["auto", "reference"] = Field(
         "auto", description="`auto` is the fastest step, `reference` the plain dense one of the papers."
     )
+    cache_mib: int = Field(
+        4096, ge=1, description="Disk, in MiB, for blocks of activations that lie in a bucket; at most so much is used."
+    )
     threads: int = Field(2, ge=1, le=256, description="CPU threads; the same number gives the same bytes.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train; auto takes a GPU if there is one."
@@ -112,9 +115,12 @@ def run(context: StageContext) -> StageResult:
     Raises:
         UserError: Parameters that do not fit each other or the store, or a device that is not there.
         DataError: Activations that are not finite or do not vary, or a training that diverged.
+        TryAgainError: The bucket that holds the activations cannot be reached; the next run goes on from the last
+            checkpoint.
     """
     import torch
 
+    from plmsae.activations.cache import BlockCache
     from plmsae.activations.metadata import read_metadata
     from plmsae.activations.reader import ActivationReader
     from plmsae.artifacts.manifest import manifest_sha256
@@ -129,21 +135,23 @@ def run(context: StageContext) -> StageResult:
     metadata = read_metadata(store)
     config, settings = _config(params, metadata), _settings(params, metadata)
 
-    def reader(split: str) -> ActivationReader:
-        return ActivationReader(store, split, params.batch_size, params.seed)
-
     scale = metadata.normaliser.scale
-    trained = train(
-        config,
-        params.kernel,
-        Scaled(reader("train"), scale),
-        Scaled(reader("valid"), scale),
-        settings,
-        context.checkpoints,
-    )
-    sae = trained.sae.folded(scale)
-    latent_max_rows = measure_latent_max(sae, reader("train"), params.num_latent_max_rows)
-    measured = held_out(sae, reader("valid"), params.num_test_rows)
+    with BlockCache(context.checkpoints / "blocks", params.cache_mib * 2**20) as cache:
+
+        def reader(split: str) -> ActivationReader:
+            return ActivationReader(store, split, params.batch_size, params.seed, cache=cache)
+
+        trained = train(
+            config,
+            params.kernel,
+            Scaled(reader("train"), scale),
+            Scaled(reader("valid"), scale),
+            settings,
+            context.checkpoints,
+        )
+        sae = trained.sae.folded(scale)
+        latent_max_rows = measure_latent_max(sae, reader("train"), params.num_latent_max_rows)
+        measured = held_out(sae, reader("valid"), params.num_test_rows)
     last = trained.curves[-1]
     metrics = {
         **measured.compute(),
