@@ -13,6 +13,7 @@ import email.policy
 import hashlib
 import itertools
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,15 +88,17 @@ class KfpServer:
 
 
 @contextmanager
-def kfp_server() -> Iterator[KfpServer]:
-    """Serve on a free port of this machine until the block ends."""
+def kfp_server(tls: ssl.SSLContext | None = None) -> Iterator[KfpServer]:
+    """Serve on a free port of this machine until the block ends, with TLS if a context is given."""
     state = State()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield KfpServer(f"http://127.0.0.1:{server.server_address[1]}", state)
+        yield KfpServer(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}", state)
     finally:
         server.shutdown()
         server.server_close()

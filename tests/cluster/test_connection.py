@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 import time
+from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import kfp as kfp_sdk
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from plmsae.cluster import client as client_module
+from plmsae.cluster import images
 from plmsae.cluster.connection import address, connect
+from plmsae.cluster.images import parse_reference
 from plmsae.errors import PlmsaeError, TryAgainError, UserError
-from tests.cluster.kfp_server import HTML, Fault, KfpServer
+from tests.cluster.kfp_server import HTML, Fault, KfpServer, kfp_server
 
 TOKEN = "eyJ0-secret-token"
 JSON = {"Content-Type": "application/json"}
@@ -124,6 +134,54 @@ def test_https_to_a_server_without_it_is_said(kfp: KfpServer) -> None:
     error = caught(kfp.host.replace("http://", "https://"))
     assert isinstance(error, TryAgainError)
     assert "cannot be reached" in error.problem
+
+
+def test_a_private_authority_is_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = _self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    with kfp_server(context) as server:
+        error = caught(server.host)
+        assert isinstance(error, UserError)
+        assert "is not trusted" in error.problem
+        assert "SSL_CERT_FILE" in str(error)
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        with connect(server.host) as client:
+            assert client.list_pipelines().pipelines is None
+
+
+def test_a_registry_of_a_private_authority_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = _self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    monkeypatch.setattr(images, "_is_local", lambda netloc: False)
+    with kfp_server(context) as server:  # any server with TLS: it answers HEAD with 501
+        reference = parse_reference(f"{urlsplit(server.host).netloc}/lab/plmsae:1.0")
+        with pytest.raises(UserError, match="is not trusted"):
+            images.look_up(reference)
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        with pytest.raises(TryAgainError, match="status 501"):
+            images.look_up(reference)
+
+
+def _self_signed(folder: Path) -> Path:
+    """A file with a key and a certificate for 127.0.0.1 that nobody else has signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubeflow of a test")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2100, 1, 1, tzinfo=UTC))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    file = folder / "server.pem"
+    file.write_bytes(
+        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(encoding)
+    )
+    return file
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -109,10 +108,18 @@ def translated(host: str) -> Iterator[None]:
     except urllib3.exceptions.HTTPError as error:
         cause: BaseException = getattr(error, "reason", None) or error
         cause = cause.__cause__ or cause
-        fix = f"start it or correct the address; {_PORT_FORWARD}"
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            fix = "set SSL_CERT_FILE to the certificates of its authority"
-        raise TryAgainError(f"Kubeflow Pipelines cannot be reached: {cause}", where=host, fix=fix) from error
+        # Wrapped by urllib3 in a class of its own, so the text is what can be told apart.
+        if "CERTIFICATE_VERIFY_FAILED" in str(cause):
+            raise UserError(
+                f"the certificate of Kubeflow Pipelines is not trusted: {cause}",
+                where=host,
+                fix="set SSL_CERT_FILE to the certificates of its authority",
+            ) from error
+        raise TryAgainError(
+            f"Kubeflow Pipelines cannot be reached: {cause}",
+            where=host,
+            fix=f"start it or correct the address; {_PORT_FORWARD}",
+        ) from error
 
 
 def _refused(error: Any, host: str) -> PlmsaeError:

@@ -118,7 +118,7 @@ def look_up(reference: ImageReference) -> Found:
         The digest, or a warning where the registry does not tell strangers.
 
     Raises:
-        UserError: The image is not in the registry, or names this machine's own store.
+        UserError: The image is not in the registry, or names this machine's own store; the registry is not trusted.
         TryAgainError: The registry does not answer within seconds, or fails.
     """
     if reference.registry == "localhost":
@@ -194,13 +194,17 @@ def _answer(request: urllib.request.Request, reference: ImageReference) -> tuple
                 return error.code, _lower(error.headers), b""
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        fix = "check the network and the name of the registry, then run it again"
+        where = urlsplit(request.full_url).netloc
         if isinstance(reason, ssl.SSLCertVerificationError):
-            fix = "set SSL_CERT_FILE to the certificates of its authority"
+            raise UserError(
+                f"the certificate of the registry of image '{reference}' is not trusted: {reason}",
+                where=where,
+                fix=f"set SSL_CERT_FILE to the certificates of its authority; {_SKIP}",
+            ) from error
         raise TryAgainError(
             f"the registry of image '{reference}' cannot be reached: {reason}",
-            where=urlsplit(request.full_url).netloc,
-            fix=f"{fix}; {_SKIP}",
+            where=where,
+            fix=f"check the network and the name of the registry, then run it again; {_SKIP}",
         ) from error
 
 
