@@ -39,6 +39,9 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # MLflow would send the client to the bucket itself, whose address is often known inside the cluster only.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _GUARD = threading.RLock()
@@ -204,6 +207,12 @@ def _in_words(error: Exception, location: Location) -> PlmsaeError:
             "the registry refuses access",
             where=where,
             fix="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        )
+    if "/mlflow-artifacts/" in text and "500" in text:
+        return TryAgainError(
+            "the registry answers, but cannot store or fetch files",
+            where=where,
+            fix="the server's log says why (its bucket is missing, down, or refuses its keys); then run it again",
         )
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS"):
         return UserError(f"the registry says: {text}", where=where, fix="list what it holds with: plmsae models")
