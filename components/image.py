@@ -1,5 +1,5 @@
-"""The images that components run in, chosen when a pipeline is compiled: by `plmsae compile --image`, or by these
-variables for KFP's own compiler.
+"""What is chosen when a pipeline is compiled: by the options of `plmsae compile`, or by these variables for KFP's own
+compiler: the images that components run in, and a volume for checkpoints.
 
 Kubeflow's cache key holds the text of the reference and never the bytes behind it, so name images by digest.
 The defaults are an example: they name no image that exists.
@@ -10,3 +10,5 @@ import os
 EXAMPLE = "registry.example.org/plmsae@sha256:" + 64 * "0"
 IMAGE = os.environ.get("PLMSAE_IMAGE") or EXAMPLE
 GPU_IMAGE = os.environ.get("PLMSAE_GPU_IMAGE") or IMAGE
+# Name of a volume claim; empty keeps checkpoints in the pod, where they are lost with it.
+STATE_CLAIM = os.environ.get("PLMSAE_STATE_CLAIM") or ""

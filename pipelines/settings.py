@@ -5,11 +5,12 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from components.image import GPU_IMAGE, IMAGE
+from components.image import GPU_IMAGE, IMAGE, STATE_CLAIM
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import stage as find_stage
 from plmsae.stages.catalog import stages
+from plmsae.stages.executor_input import STATE_VARIABLE
 from plmsae.stages.spec import Retry
 
 _PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -17,6 +18,7 @@ USER = 10001
 ACCELERATOR = "nvidia.com/gpu"
 GPU_POOL = ("plmsae.io/pool", "gpu")
 SETTINGS_MAP = "plmsae"
+STATE_FOLDER = "/state"
 _REGISTRY = "MLFLOW_TRACKING_URI"
 _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 _SECRETS = {
@@ -43,6 +45,9 @@ def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
         kubernetes.add_node_selector(task, *GPU_POOL)
         kubernetes.add_toleration(task, key=ACCELERATOR, operator="Exists", effect="NoSchedule")
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="2Gi")
+    if STATE_CLAIM and stage.resumable:
+        kubernetes.mount_pvc(task, pvc_name=STATE_CLAIM, mount_path=STATE_FOLDER)
+        task.set_env_variable(STATE_VARIABLE, STATE_FOLDER)
     number, first, longest = _RETRIES[need.retry]
     if number:
         task.set_retry(number, backoff_duration=first, backoff_factor=2.0, backoff_max_duration=longest)

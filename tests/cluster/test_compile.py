@@ -97,6 +97,18 @@ def test_side_effects_are_never_cached_and_nothing_is_by_tag(
     assert not {n for n, t in tasks(by_tag).items() if t.get("cachingOptions", {}).get("enableCache")} & pure
 
 
+def test_a_volume_for_checkpoints_goes_to_the_stages_that_leave_some() -> None:
+    text = compile_pipeline("train", image=CPU, root=ROOT, state_claim="plmsae-state")
+    specification, platform = yaml.safe_load_all(text)
+    for stage in stages().values():
+        mounts = executor(platform["platforms"]["kubernetes"], task_name(stage)).get("pvcMount", [])
+        variables = executor(specification, task_name(stage))["container"].get("env", [])
+        assert [(item["constant"], item["mountPath"]) for item in mounts] == (
+            [("plmsae-state", "/state")] if stage.resumable else []
+        )
+        assert variables == ([{"name": "PLMSAE_STATE", "value": "/state"}] if stage.resumable else [])
+
+
 def test_the_form_is_typed_and_filled_with_params_yaml(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
     form = package[0]["root"]["inputDefinitions"]["parameters"]
     arguments = pipeline_arguments(ParamsFile(ROOT / "params.yaml"))

@@ -27,17 +27,24 @@ def pipeline_names(root: Path) -> list[str]:
 
 
 def compile_pipeline(
-    name: str, *, image: str, gpu_image: str | None = None, root: Path, allow_tag: bool = False
+    name: str,
+    *,
+    image: str,
+    root: Path,
+    gpu_image: str | None = None,
+    allow_tag: bool = False,
+    state_claim: str = "",
 ) -> str:
     """Compile `pipelines/<name>.py`.
 
     Args:
         name: Name of the pipeline.
         image: Image of the tasks, `REPOSITORY@sha256:DIGEST`.
-        gpu_image: Image of the tasks that ask for a GPU, by default the same.
         root: The working folder, with `components/`, `pipelines/` and `params.yaml`.
+        gpu_image: Image of the tasks that ask for a GPU, by default the same.
         allow_tag: Accept an image by tag. Its tasks are then never cached, because Kubeflow's cache goes by the text
             of the reference and a tag may point at other code tomorrow.
+        state_claim: Volume claim for checkpoints, so that a long task that lost its node goes on where it was.
 
     Returns:
         The package: the pipeline specification, and Kubernetes' settings as a second YAML document.
@@ -62,7 +69,11 @@ def compile_pipeline(
                 fix="use REPOSITORY@sha256:DIGEST (podman push prints it), or --allow-tag to give up caching",
             )
     compiler = _compiler()
-    with _environment(images), _importable(root), tempfile.TemporaryDirectory(prefix="plmsae-") as scratch:
+    with (
+        _environment({**images, "PLMSAE_STATE_CLAIM": state_claim}),
+        _importable(root),
+        tempfile.TemporaryDirectory(prefix="plmsae-") as scratch,
+    ):
         package = Path(scratch) / "package.yaml"
         try:
             module = importlib.import_module(f"pipelines.{name}")

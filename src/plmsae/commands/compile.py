@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pipeline", help="name of a pipeline, e.g. train")
     parser.add_argument("--image", required=True, help="image of the tasks: REPOSITORY@sha256:DIGEST")
     parser.add_argument("--gpu-image", help="image of the tasks that ask for a GPU (the same)")
+    parser.add_argument("--state-claim", default="", help="volume claim for checkpoints, e.g. plmsae-state (none)")
     parser.add_argument("--allow-tag", action="store_true", help="accept images by tag; nothing is cached then")
     parser.add_argument("--output", type=Path, help="file to write (PIPELINE.yaml)")
 
@@ -25,7 +26,12 @@ def main(args: argparse.Namespace) -> int:
     from plmsae.cluster.compile import compile_pipeline
 
     text = compile_pipeline(
-        args.pipeline, image=args.image, gpu_image=args.gpu_image, root=Path.cwd(), allow_tag=args.allow_tag
+        args.pipeline,
+        image=args.image,
+        root=Path.cwd(),
+        gpu_image=args.gpu_image,
+        allow_tag=args.allow_tag,
+        state_claim=args.state_claim,
     )
     output = args.output or Path(f"{args.pipeline}.yaml")
     write_text(output, text)

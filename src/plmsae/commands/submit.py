@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address of Kubeflow Pipelines (KFP_HOST)")
     parser.add_argument("--image", help="image of the tasks, REPOSITORY@sha256:DIGEST (PLMSAE_IMAGE)")
     parser.add_argument("--gpu-image", help="image of the tasks with a GPU (PLMSAE_GPU_IMAGE, or --image)")
+    parser.add_argument("--state-claim", default="", help="volume claim for checkpoints, e.g. plmsae-state (none)")
     parser.add_argument("--allow-tag", action="store_true", help="accept an image by tag; nothing is cached then")
     parser.add_argument("--no-image-check", action="store_true", help="do not ask the registry for the images")
     parser.add_argument("--package", type=Path, help="submit this compiled pipeline as it is")
@@ -113,5 +114,12 @@ def _package(args: argparse.Namespace) -> Package:
         )
     if not args.allow_tag and not args.no_image_check:
         image, gpu_image = pinned(image), pinned(gpu_image) if gpu_image else None
-    text = compile_pipeline(args.pipeline, image=image, gpu_image=gpu_image, root=Path.cwd(), allow_tag=args.allow_tag)
+    text = compile_pipeline(
+        args.pipeline,
+        image=image,
+        root=Path.cwd(),
+        gpu_image=gpu_image,
+        allow_tag=args.allow_tag,
+        state_claim=args.state_claim,
+    )
     return parse_package(text.encode(), where=f"pipelines/{args.pipeline}.py")

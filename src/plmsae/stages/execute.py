@@ -17,7 +17,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import plmsae
@@ -66,7 +66,8 @@ def execute(
     state = (state or root / STATE).resolve()
     workspace = (staging or state).resolve()
     folders = _resolve_inputs(stage, root, inputs or {})
-    with _locked(state / "locks" / f"{stage.id}.lock", stage.id):
+    with ExitStack() as locks:
+        locks.enter_context(_locked(workspace / "locks" / f"{stage.id}.lock", stage.id))
         manifests = {port: _verified(stage, port, folder) for port, folder in folders.items()}
         input_hashes = {port: manifest_sha256(folder) for port, folder in folders.items()}
         files = {name: source_file(stage, params, name, root, state) for name in stage.source_files}
@@ -83,6 +84,8 @@ def execute(
                 }
             ).encode()
         )
+        # Tasks of several runs may share a state folder; only equal work shares checkpoints.
+        locks.enter_context(_locked(state / "locks" / f"{key[:32]}.lock", stage.id))
         checkpoints = state / "checkpoints" / key[:32]
         draft, trash = workspace / "staging" / stage.id, workspace / "trash" / stage.id
         for folder in (draft, trash):

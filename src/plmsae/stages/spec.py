@@ -104,6 +104,7 @@ class Stage:
             JSON text per stage).
         report: HTML file in its output that the Kubeflow UI shows.
         plots: Tables for `dvc plots`.
+        resumable: True if it leaves checkpoints, from which a killed run goes on.
         side_effects: True for a stage that acts on the registry: never taken from a cache.
         tracked: True if its metrics and figures are logged to MLflow as a run of their own.
     """
@@ -120,6 +121,7 @@ class Stage:
     knobs: tuple[str, ...] = ()
     report: str | None = None
     plots: tuple[Plot, ...] = ()
+    resumable: bool = False
     side_effects: bool = False
     tracked: bool = False
 

@@ -98,6 +98,7 @@ STAGE = Stage(
     code=("activations", "artifacts", "figures.py", "saes", "training"),
     knobs=("architecture", "expansion_factor", "k", "tokens", "seed"),
     resources=Resources(cpu=4, memory_gib=8, gpu=1, retry="gpu", timeout_hours=24),
+    resumable=True,
     plots=(
         Plot("curves.csv", "tokens", ("fvu", "valid_fvu"), "Fraction of variance unexplained"),
         Plot("curves.csv", "tokens", ("loss",), "Training loss"),
