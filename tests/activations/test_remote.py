@@ -265,6 +265,37 @@ def test_a_chunk_lost_from_the_bucket_is_made_again(plm, sequences, s3, tmp_path
     assert chunks_in(s3.objects(bucket)) == original
 
 
+def test_another_machine_goes_on_where_this_one_stopped(plm, sequences, stored, s3, tmp_path) -> None:
+    """A retried pod has an empty disk: what is finished is known from the bucket, for the same code and platform."""
+    bucket, computed = s3.bucket(), []
+    store = f"s3://{bucket}/team/stores"
+
+    def stop(part):
+        computed.append(part.name)
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plm, sequences, tmp_path / "one", store, resume_key="a", on_part=stop)
+    again: list[str] = []
+    output = run(plm, sequences, tmp_path / "two", store, resume_key="a", on_part=lambda part: again.append(part.name))
+    everything = {path.parent.name for path in (tmp_path / "two" / "checkpoints" / "parts").rglob("part.json")}
+    # The third part was uploaded, and recorded before it was reported.
+    assert set(again) == everything - set(computed)
+    assert {name: data for name, data in files(output).items() if name != "store.json"} == {
+        name: data for name, data in files(stored[0]).items() if name != "store.json"
+    }
+    record = next(key for key in s3.objects(bucket) if key.endswith("valid-00000/part.json"))
+    s3.client().put_object(Bucket=bucket, Key=record, Body=b"{")
+    third: list[str] = []
+    run(plm, sequences, tmp_path / "three", store, resume_key="a", on_part=lambda part: third.append(part.name))
+    assert third == ["valid-00000"]
+    assert s3.objects(bucket)[record] != b"{"
+    other: list[str] = []
+    run(plm, sequences, tmp_path / "four", store, resume_key="b", on_part=lambda part: other.append(part.name))
+    assert set(other) == everything
+
+
 PROGRAM = """
 import sys
 from pathlib import Path

@@ -6,6 +6,7 @@ A real server process over http; the disk is watched while the training runs.
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -130,7 +131,8 @@ def test_from_proteins_to_an_sae_through_a_bucket(root: Path, s3: S3Server) -> N
     local, metrics = result(root), json.loads((root / "outputs/extract_activations/metrics.json").read_text())
 
     bucket = s3.bucket()
-    with Watch(root / ".plmsae") as watch:
+    shutil.rmtree(root / "outputs" / "extract_activations")
+    with Watch(root) as watch:
         assert run("extract_activations", f"extract_activations.store=s3://{bucket}/stores") == 0
     output = root / "outputs" / "extract_activations"
     assert 0 < watch.chunks <= largest_part  # one part at a time
@@ -194,6 +196,18 @@ def test_a_store_that_cannot_be_reached(root: Path, s3: S3Server, monkeypatch, c
 def test_what_is_no_address_is_refused(root: Path, value: str, capsys) -> None:
     assert run("extract_activations", f"extract_activations.store={value}") == 2
     assert "extract_activations.store" in capsys.readouterr().err
+
+
+def test_an_extraction_on_an_empty_disk_takes_over_what_is_in_the_bucket(root: Path, s3: S3Server, capsys) -> None:
+    bucket = s3.bucket()
+    assert run("extract_activations", f"extract_activations.store=s3://{bucket}") == 0
+    manifest = (root / "outputs" / "extract_activations" / "manifest.json").read_bytes()
+    shutil.rmtree(root / ".plmsae")
+    shutil.rmtree(root / "outputs" / "extract_activations")
+    capsys.readouterr()
+    assert run("extract_activations", f"extract_activations.store=s3://{bucket}") == 0
+    assert "residues_per_s=0 " in capsys.readouterr().err  # nothing was computed again
+    assert (root / "outputs" / "extract_activations" / "manifest.json").read_bytes() == manifest
 
 
 def test_a_training_goes_on_after_the_server_came_back(root: Path, s3: S3Server, monkeypatch, capsys) -> None:

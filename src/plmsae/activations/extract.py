@@ -44,6 +44,7 @@ def extract(
     sequences_sha256: str,
     threads: int = 1,
     store: S3Uri | None = None,
+    resume_key: str | None = None,
     on_part: Callable[[Part], None] | None = None,
 ) -> dict[str, RowStatistics]:
     """Write a store of the train and valid proteins.
@@ -58,6 +59,7 @@ def extract(
         threads: Batches that go through the model at the same time, one core each; the result does not depend on it.
         store: Prefix in a bucket for the chunks, which then leave this disk as soon as a part is finished; `output`
             keeps the description. A store lies below it under a hash of what it was made from.
+        resume_key: Names code and platform; another machine on which it is the same goes on where this one stopped.
         on_part: Called after each part that was computed.
 
     Returns:
@@ -78,7 +80,7 @@ def extract(
         )
     plans = {split: plan_parts(sequences, split, settings) for split in SPLITS}
     parts = [part for plan in plans.values() for part in plan]
-    upload = _upload(store, plm, settings, sequences_sha256) if store else None
+    upload = _upload(store, plm, settings, sequences_sha256, resume_key) if store else None
     made = PartStore(checkpoints / "parts", plm, settings, threads, upload)
     finished = {part.name for part in parts if made.is_finished(part)}
     total = sum(part.num_rows for part in parts)
@@ -133,11 +135,11 @@ def extract(
     return statistics
 
 
-def _upload(store: S3Uri, plm: ProteinLM, settings: Settings, sequences_sha256: str) -> Upload:
+def _upload(store: S3Uri, plm: ProteinLM, settings: Settings, sequences_sha256: str, resume_key: str | None) -> Upload:
     """The place of a store in a bucket: another model, setting or input is another place."""
     made_from = {**vars(settings), "plm": plm.name, "plm_revision": plm.revision, "sequences_sha256": sequences_sha256}
     text = canonical_json(made_from)
-    return Upload(store / sha256_bytes(text.encode())[:32], text)
+    return Upload(store / sha256_bytes(text.encode())[:32], text, resume_key)
 
 
 def plan_parts(sequences: pd.DataFrame, split: str, settings: Settings) -> list[Part]:

@@ -36,6 +36,7 @@ from plmsae.progress import Progress
 
 RECORD = "part.json"
 STATISTICS = "statistics.safetensors"
+_SMALL_FILES = (STATISTICS, RECORD)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ class PartStore:
         self._identity = canonical_json({**vars(settings), "plm_revision": plm.revision, "place": place})
 
     def is_finished(self, part: Part) -> bool:
-        """Whether the part is there, was made from the same things and has intact files, uploaded ones included."""
+        """Whether the part is there, was made from the same things and has intact files, uploaded ones included.
+
+        A part that another machine finished is taken over from its record in the bucket.
+        """
+        if self.upload is not None and not (self.folder / part.name / RECORD).is_file():
+            self.upload.restore(part.name, self.folder / part.name, _SMALL_FILES)
         try:
             record = self._record(part)
             return record["identity"] == self._identity_of(part) and all(
@@ -147,7 +153,7 @@ class PartStore:
         os.rename(temporary, final)
 
     def send(self, part: Part) -> None:
-        """Upload what a finished part still has of its chunks on this disk, and remove it here.
+        """Upload what a newly finished part still has of its chunks on this disk, and remove it here.
 
         Raises:
             UserError: No such bucket, or no permission to write.
@@ -156,11 +162,13 @@ class PartStore:
         if self.upload is None:
             return
         files = self._record(part)["files"]
-        for name in sorted(set(files) - {STATISTICS}):
+        here = [name for name in sorted(files) if name != STATISTICS and (self.folder / part.name / name).is_file()]
+        for name in here:
             file = self.folder / part.name / name
-            if file.is_file():
-                self.upload.send(file, part.split, _object_name(part, name, files[name]), files[name])
-                file.unlink()
+            self.upload.send(file, part.split, _object_name(part, name, files[name]), files[name])
+            file.unlink()
+        if here or not self.upload.is_recorded(part.name, _SMALL_FILES):
+            self.upload.record(part.name, [self.folder / part.name / name for name in _SMALL_FILES])
 
     def statistics(self, part: Part) -> RowStatistics:
         """Statistics of a finished part."""

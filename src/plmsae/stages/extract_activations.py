@@ -69,6 +69,7 @@ STAGE = Stage(
     code=("activations", "artifacts", "plms", "proteins", "validation"),
     knobs=("plm", "layer", "store", "seed"),
     resources=Resources(cpu=4, memory_gib=16, retry="io", timeout_hours=24),
+    resumable=True,
 )
 
 
@@ -80,6 +81,8 @@ def run(context: StageContext) -> StageResult:
         DataError: Sequences that the model cannot take, values that are not finite, or a store that fails its checks.
         TryAgainError: The model's hub or the bucket cannot be reached.
     """
+    from platform import machine
+
     import pandas as pd
     import torch
 
@@ -87,6 +90,7 @@ def run(context: StageContext) -> StageResult:
     from plmsae.activations.extract import SPLITS, extract
     from plmsae.activations.parts import Settings
     from plmsae.activations.upload import publish
+    from plmsae.artifacts.checksums import sha256_bytes
     from plmsae.artifacts.s3 import S3Uri
     from plmsae.plms import load_plm
     from plmsae.validation.store import require_sound_store
@@ -106,6 +110,7 @@ def run(context: StageContext) -> StageResult:
     sequences = pd.read_parquet(
         context.inputs["sequences"] / "sequences.parquet", columns=["accession", "sequence", "length", "split"]
     )
+    platform = f"{machine()} {torch.backends.cpu.get_cpu_capability()}"
     statistics = extract(
         plm,
         sequences,
@@ -115,6 +120,8 @@ def run(context: StageContext) -> StageResult:
         sequences_sha256=context.manifests["sequences"].files["sequences.parquet"].sha256,
         threads=params.threads,
         store=S3Uri.parse(params.store, "extract_activations.store") if params.store else None,
+        # The name of the checkpoint folder is the hash of parameters, inputs and code.
+        resume_key=sha256_bytes(f"{context.checkpoints.name} {torch.__version__} {platform}".encode())[:32],
     )
     num_residues = sequences.groupby("split")["length"].sum().astype(int).to_dict()
     chunks = check_store(context.output, num_residues)
