@@ -9,7 +9,6 @@ from components.image import GPU_IMAGE, IMAGE, STATE_CLAIM
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import stage as find_stage
-from plmsae.stages.catalog import stages
 from plmsae.stages.executor_input import STATE_VARIABLE
 from plmsae.stages.spec import Retry
 
@@ -63,9 +62,8 @@ def configure_exit(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def defaults() -> dict[str, Any]:
-    """Pipeline parameter -> its default: what `params.yaml` says at compile time; a null text is empty."""
-    texts = {name: "" for stage in stages().values() for name in stage.knobs}
-    return {**texts, **pipeline_arguments(ParamsFile(_PARAMS))}
+    """Pipeline parameter -> its default: what `params.yaml` says at compile time."""
+    return pipeline_arguments(ParamsFile(_PARAMS))
 
 
 def _in_namespace(task: dsl.PipelineTask, timeout_hours: int) -> dsl.PipelineTask:

@@ -26,6 +26,7 @@ def train(
     source_sha256: str,
     plm: str = DEFAULT["plm"],
     layer: int = DEFAULT["layer"],
+    store: str = DEFAULT["store"],
     architecture: str = DEFAULT["architecture"],
     expansion_factor: int = DEFAULT["expansion_factor"],
     k: int = DEFAULT["k"],
@@ -50,6 +51,7 @@ def train(
         source_sha256: Hex sha256 of that file; the cache goes by it.
         plm: Protein language model: esm_small (bundled) or a facebook/esm2_* name.
         layer: 0 is the embedding, l the residual stream after block l.
+        store: s3://BUCKET/PREFIX that the activations go to; empty keeps them in the run's own artifacts.
         architecture: SAE architecture.
         expansion_factor: Latents per dimension of the activations.
         k: Latents that may be active on a residue.
@@ -59,7 +61,7 @@ def train(
         seed: Seed of the subset, the split, the shuffling and the training.
         ingest_params: Other parameters of the stage, one JSON object (docs/reference/stages.md).
         validate_params: As above.
-        extract_activations_params: As above; `store` puts the activations into a bucket.
+        extract_activations_params: As above.
         train_sae_params: As above.
         evaluate_fidelity_params: As above.
         evaluate_concepts_params: As above.
@@ -89,6 +91,7 @@ def train(
                 validation_sha256=validated.outputs["manifest_sha256"],
                 plm=plm,
                 layer=layer,
+                store=store,
                 seed=seed,
                 params=extract_activations_params,
             ),

@@ -66,7 +66,7 @@ def compile_pipeline(
             raise UserError(
                 f"image '{reference}' is not named by digest",
                 where="--image",
-                fix="use REPOSITORY@sha256:DIGEST (podman push prints it), or --allow-tag to give up caching",
+                fix="use REPOSITORY@sha256:DIGEST (podman push --digestfile FILE), or --allow-tag to give up caching",
             )
     compiler = _compiler()
     with (

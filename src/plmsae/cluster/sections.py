@@ -23,8 +23,8 @@ def pipeline_arguments(file: ParamsFile, stage_ids: Sequence[str] | None = None)
         stage_ids: Stages of the pipeline, by default all.
 
     Returns:
-        Knob -> value, and `<stage>_params` -> canonical JSON of what is left of its section. A knob that is null is
-        left out: the pipeline's own default is null as well.
+        Knob -> value (a null text as an empty one, which the stage reads as null), and `<stage>_params` -> canonical
+        JSON of what is left of its section.
 
     Raises:
         UserError: An unknown section or parameter, a wrong value, or sections that disagree on a knob.
@@ -37,7 +37,8 @@ def pipeline_arguments(file: ParamsFile, stage_ids: Sequence[str] | None = None)
             continue
         values = file.load(stage.params, stage.section).model_dump(mode="json")
         for name in stage.knobs:
-            value = values.pop(name)
+            value = "" if values[name] is None else values[name]
+            del values[name]
             if name in owners and arguments.get(name) != value:
                 other = owners[name]
                 raise UserError(
@@ -49,4 +50,4 @@ def pipeline_arguments(file: ParamsFile, stage_ids: Sequence[str] | None = None)
             owners[name] = stage
             arguments[name] = value
         arguments[f"{function_name(stage)}_{PARAMS}"] = canonical_json(values)
-    return {name: value for name, value in arguments.items() if value is not None}
+    return arguments
