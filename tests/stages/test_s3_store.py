@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from plmsae.artifacts.manifest import Manifest, list_files, verify, write_manife
 from plmsae.artifacts.s3 import S3
 from plmsae.cli import main
 from plmsae.errors import TryAgainError
-from tests.s3server import S3Server, free_port, start
+from tests.s3server import S3Server, start
+from tests.workspace import FIXTURE
 
 CAP_MIB = 1
 PARAMS = {
@@ -34,6 +36,7 @@ PARAMS = {
         "threads": 1,
         "store": None,
     },
+    "ingest": {},
     "train_sae": {
         "expansion_factor": 2,
         "k": 8,
@@ -175,19 +178,66 @@ def test_a_bucket_without_permission(root: Path, strict: tuple[S3Server, str], c
     assert not (root / "outputs" / "extract_activations").exists()
 
 
-def test_a_store_that_cannot_be_reached(root: Path, s3: S3Server, monkeypatch, capsys) -> None:
-    bucket = s3.bucket()
-    assert run("extract_activations", f"extract_activations.store=s3://{bucket}") == 0
-    url = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+def test_a_server_that_stops_while_training_and_is_not_there_afterwards(
+    root: Path, s3: S3Server, monkeypatch, capsys
+) -> None:
+    def stop_after_a_checkpoint() -> None:
+        while not list(root.glob(".plmsae/checkpoints/*/step-*")):
+            time.sleep(0.01)
+        stack.close()
+
+    with ExitStack() as stack:
+        server = stack.enter_context(start())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        store = f"extract_activations.store=s3://{server.bucket()}"
+        assert run("extract_activations", store) == 0
+        stopper = threading.Thread(target=stop_after_a_checkpoint)
+        stopper.start()
+        for stage in ("train_sae", "train_sae", "extract_activations"):  # it stops in the first of them
+            began = time.monotonic()
+            capsys.readouterr()
+            assert run(stage, store) == 75
+            said = capsys.readouterr().err
+            assert f"the S3 store at '{server.url}' cannot be reached" in said
+            assert "Traceback" not in said
+            assert time.monotonic() - began < 20
+        stopper.join()
+    assert list(root.glob(".plmsae/checkpoints/*/step-*"))
+
+
+def test_a_damaged_object_is_named_and_only_its_part_made_again(root: Path, s3: S3Server, capsys) -> None:
+    bucket, client = s3.bucket(), s3.client()
+    store = f"extract_activations.store=s3://{bucket}"
+    assert run("extract_activations", store) == 0
+    manifest = (root / "outputs" / "extract_activations" / "manifest.json").read_bytes()
+    key, data = next((key, data) for key, data in s3.objects(bucket).items() if key.endswith(".bin"))
+    metadata = client.head_object(Bucket=bucket, Key=key)["Metadata"]
+    client.put_object(Bucket=bucket, Key=key, Body=bytes(len(data)), Metadata=metadata)
     for stage in ("train_sae", "extract_activations"):
-        began = time.monotonic()
         capsys.readouterr()
-        assert run(stage, f"extract_activations.store=s3://{bucket}") == 75
+        assert run(stage, store) == 3
         said = capsys.readouterr().err
-        assert f"the S3 store at '{url}' cannot be reached" in said
-        assert "Traceback" not in said
-        assert time.monotonic() - began < 20
+        assert f"chunk '{key.rpartition('/')[2]}' is corrupted" in said
+        assert f"s3://{bucket}/{key}" in said
+    client.delete_object(Bucket=bucket, Key=key)
+    assert run("train_sae") == 3
+    assert f"chunk '{key.rpartition('/')[2]}' is missing" in capsys.readouterr().err
+    assert run("extract_activations", store) == 0
+    assert s3.objects(bucket)[key] == data
+    assert (root / "outputs" / "extract_activations" / "manifest.json").read_bytes() == manifest
+
+
+def test_proteins_from_a_bucket(root: Path, s3: S3Server, capsys) -> None:
+    bucket = s3.bucket()
+    s3.client().put_object(Bucket=bucket, Key="raw/tiny.tsv.gz", Body=FIXTURE.read_bytes())
+    made = []
+    for source in (str(FIXTURE), f"s3://{bucket}/raw/tiny.tsv.gz"):
+        assert run("ingest", f"ingest.source={source}", "ingest.cluster_method=linclust") == 0
+        made.append((root / "outputs" / "ingest" / "sequences.parquet").read_bytes())
+    assert made[0] == made[1]
+    capsys.readouterr()
+    assert run("ingest", f"ingest.source=s3://{bucket}/raw/other.tsv.gz") == 2
+    assert f"object 's3://{bucket}/raw/other.tsv.gz' does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from plmsae.artifacts.checksums import sha256_bytes
 from plmsae.artifacts.s3 import S3, S3Uri
 from plmsae.artifacts.s3_errors import NoSuchObjectError
 
-FIX = "put the object back, or extract again: dvc repro --force extract_activations"
+FIX = "delete what is left of it and extract again, which makes only its part: dvc repro --force extract_activations"
 MAX_REQUESTS = 8
 MAX_BYTES_IN_FLIGHT = 256 * 2**20  # of blocks on their way: what reading holds in memory beside its target
 
