@@ -176,8 +176,7 @@ class TestServices:
         self, podman: Podman, settings: dict[str, Any], up: Callable[[], str]
     ) -> None:
         _bucket_service(podman, settings)
-        request = urllib.request.Request(f"{up()}/api/2.0/mlflow/experiments/search?max_results=1", method="GET")
-        urllib.request.urlopen(request, timeout=10).close()
-        request.add_header("Host", "evil.example.org")
+        address = f"{up()}/api/2.0/mlflow/experiments/search?max_results=1"
+        urllib.request.urlopen(address, timeout=10).close()
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(request, timeout=10)
+            urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "evil.example.org"}), timeout=10)
