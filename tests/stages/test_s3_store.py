@@ -125,7 +125,7 @@ def result(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_from_proteins_to_an_sae_through_a_bucket(root: Path, s3: S3Server) -> None:
+def test_from_proteins_to_an_sae_through_a_bucket(root: Path, s3: S3Server, monkeypatch, capsys) -> None:
     assert run("extract_activations") == 0
     total = sum(p.stat().st_size for p in (root / "outputs" / "extract_activations").rglob("*.bin"))
     largest_part = 3300 * 256 * 4
@@ -153,6 +153,23 @@ def test_from_proteins_to_an_sae_through_a_bucket(root: Path, s3: S3Server) -> N
     assert result(root) == local
     assert not any((root / ".plmsae" / "checkpoints").iterdir())
     assert s3.secret_key not in "".join(p.read_text(errors="ignore") for p in output.rglob("*") if p.is_file())
+
+    # A training that lost its store goes on from its checkpoint and the blocks it has, and ends with the same bytes.
+    with monkeypatch.context() as patch:
+        get = S3.get
+
+        def fail_late(self: S3, *arguments: object) -> bytes:
+            if list(root.glob(".plmsae/checkpoints/*/step-*")):
+                raise TryAgainError("gone")
+            return get(self, *arguments)  # type: ignore[arg-type]
+
+        patch.setattr(S3, "get", fail_late)
+        assert run("train_sae") == 75
+    assert list(root.glob(".plmsae/checkpoints/*/blocks/*"))
+    capsys.readouterr()
+    assert run("train_sae") == 0
+    assert "resumes after step" in capsys.readouterr().err
+    assert result(root) == local
 
 
 @pytest.fixture
@@ -258,26 +275,3 @@ def test_an_extraction_on_an_empty_disk_takes_over_what_is_in_the_bucket(root: P
     assert run("extract_activations", f"extract_activations.store=s3://{bucket}") == 0
     assert "residues_per_s=0 " in capsys.readouterr().err  # nothing was computed again
     assert (root / "outputs" / "extract_activations" / "manifest.json").read_bytes() == manifest
-
-
-def test_a_training_goes_on_after_the_server_came_back(root: Path, s3: S3Server, monkeypatch, capsys) -> None:
-    """Killed by a server that is gone, the run leaves its checkpoint, and the next ends with the same bytes."""
-    bucket = s3.bucket()
-    assert run("extract_activations", f"extract_activations.store=s3://{bucket}") == 0
-    assert run("train_sae") == 0
-    undisturbed = result(root)
-    get = S3.get
-
-    def fail_late(self, uri, start=0, num_bytes=None):
-        if list(root.glob(".plmsae/checkpoints/*/step-*")):
-            raise TryAgainError("gone")
-        return get(self, uri, start, num_bytes)
-
-    monkeypatch.setattr(S3, "get", fail_late)
-    assert run("train_sae") == 75
-    assert list(root.glob(".plmsae/checkpoints/*/step-*"))
-    assert list(root.glob(".plmsae/checkpoints/*/blocks/*"))
-    monkeypatch.setattr(S3, "get", get)
-    assert run("train_sae") == 0
-    assert "resumes after step" in capsys.readouterr().err
-    assert result(root) == undisturbed
