@@ -83,6 +83,27 @@ def test_what_is_in_no_kustomization_is_an_example() -> None:
         assert path.parent in used or path.name.endswith(".example.yaml"), path
 
 
+def test_the_base_is_what_the_readme_says() -> None:
+    found = sorted(f"{item.data['kind']} {item.data['metadata']['name']}" for item in BASE)
+    assert found == [
+        "ConfigMap plmsae",
+        "Deployment plmsae-mlflow",
+        "Role plmsae-runner",
+        "RoleBinding plmsae-runner",
+        "Service plmsae-mlflow",
+        "Service plmsae-object-store",
+        "Service plmsae-postgres",
+        "ServiceAccount plmsae-promoter",
+        "ServiceAccount plmsae-runner",
+        "StatefulSet plmsae-object-store",
+        "StatefulSet plmsae-postgres",
+    ]
+    text = (K8S / "README.md").read_text(encoding="utf-8")
+    for item in DOCUMENTS:
+        if item.data["kind"] not in ("Secret", "Job"):
+            assert f"`{item.data['metadata']['name']}`" in text, item.id
+
+
 def test_names_are_unique_and_no_namespace_is_fixed() -> None:
     names = [(item.data["kind"], item.data["metadata"].get("name")) for item in BASE]
     assert len(names) == len(set(names))

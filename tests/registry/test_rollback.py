@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -49,14 +50,17 @@ def test_the_two_change_places_and_back(promoted_twice: Path) -> None:
 
 
 def test_what_from_to_when_and_why_stay_on_record(promoted_twice: Path) -> None:
+    def taken_down(version: int) -> str | None:
+        with connect(promoted_twice) as client:
+            return get_version(client, NAME, version).tags.get("rollback")
+
     first = rollback(NAME, "a reason with ünïcode and 'quotes'", promoted_twice)
+    assert (json.loads(taken_down(2) or ""), taken_down(1)) == (first.record(), None)
     second = rollback(NAME, root=promoted_twice)
+    assert (taken_down(2), json.loads(taken_down(1) or "")) == (None, second.record())
     assert history(promoted_twice) == {"rollback.1": first.record(), "rollback.2": second.record()}
     assert first.reason == "a reason with ünïcode and 'quotes'"
     assert datetime.fromisoformat(first.at).utcoffset() is not None
-    with connect(promoted_twice) as client:
-        taken_down = json.loads(get_version(client, NAME, 2).tags["rollback"])
-    assert taken_down == first.record()
 
 
 def test_the_tenth_rollback_comes_after_the_ninth(promoted_twice: Path) -> None:
@@ -66,10 +70,56 @@ def test_the_tenth_rollback_comes_after_the_ninth(promoted_twice: Path) -> None:
     assert aliases(promoted_twice)["champion"] == 1
 
 
-def test_a_version_that_was_taken_down_can_be_promoted_again(promoted_twice: Path) -> None:
-    rollback(NAME, root=promoted_twice)
-    assert promote(NAME, 2, GATES, promoted_twice).promoted
+def test_a_pipeline_does_not_undo_a_rollback_but_a_person_may(
+    promoted_twice: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = rollback(NAME, "breaks on membrane proteins", promoted_twice)
+    before = aliases(promoted_twice)
+    decision = promote(NAME, 2, GATES, promoted_twice)
+    assert not decision.promoted
+    assert decision.reasons == (
+        f"it was rolled back at {done.at}: breaks on membrane proteins "
+        f"(to make it champion again: plmsae promote {NAME} 2)",
+    )
+    assert aliases(promoted_twice) == before
+    assert main(["promote", NAME, "2"]) == 0
+    assert "is champion" in capsys.readouterr().out
     assert aliases(promoted_twice) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert_nothing_is_taken_down(promoted_twice)
+
+
+def test_a_rollback_that_was_undone_bars_the_other_version(promoted_twice: Path) -> None:
+    rollback(NAME, root=promoted_twice)
+    rollback(NAME, root=promoted_twice)
+    third = add(promoted_twice, fvu=0.24, seed=2)
+    assert promote(NAME, third, GATES, promoted_twice).promoted
+    assert promote(NAME, 2, GATES, promoted_twice).promoted
+    assert not promote(NAME, 1, GATES, promoted_twice).promoted
+
+
+def test_a_promotion_of_what_was_taken_down_can_be_cut_off(
+    promoted_twice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollback(NAME, root=promoted_twice)
+    for method in ("delete_model_version_tag", "set_registered_model_alias"):
+        whole = getattr(MlflowClient, method)
+
+        def cut(*args: object, whole: Callable[..., None] = whole) -> None:
+            whole(*args)
+            raise Cut
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, method, cut)
+            with pytest.raises(Cut):
+                promote(NAME, 2, GATES, promoted_twice, again=True)
+    assert promote(NAME, 2, GATES, promoted_twice, again=True).promoted
+    assert aliases(promoted_twice) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert_nothing_is_taken_down(promoted_twice)
+
+
+def assert_nothing_is_taken_down(root: Path) -> None:
+    with connect(root) as client:
+        assert "rollback" not in get_version(client, NAME, 2).tags
 
 
 STEPS = (

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import plmsae
-from plmsae.errors import TryAgainError
+from plmsae.errors import TryAgainError, UserError
 from plmsae.registry.connection import connect
 from plmsae.registry.gates import Gates
 from plmsae.registry.load import pull
@@ -70,7 +70,13 @@ def status(uri: str, host: str, path: str = "/api/2.0/mlflow/experiments/search?
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_server_with_artifacts_on_s3_serves_every_verb(
-    server: str, bucket: str, s3_server: S3Server, tmp_path: Path, root: Path, capfd: pytest.CaptureFixture[str]
+    server: str,
+    bucket: str,
+    s3_server: S3Server,
+    tmp_path: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(OSError, match=r".+"):
         socket.create_connection((HIDDEN, 8333), timeout=5)
@@ -105,6 +111,9 @@ def test_a_server_with_artifacts_on_s3_serves_every_verb(
     assert status(server, "plmsae-mlflow.team.svc.cluster.local:5000") == 200
     assert status(server, "elsewhere.example.org") == 403
     assert status(server, "10.1.2.3:5000", "/health") == 200
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.replace("127.0.0.1", "0.0.0.0"))
+    with pytest.raises(UserError, match="does not answer to this name"), connect(root) as client:
+        list_versions(client)
     assert capfd.readouterr().out == ""  # or `--json` of a verb would be no JSON
 
 

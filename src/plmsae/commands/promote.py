@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
         params = ParamsFile(path, args.set).load(PromoteParams, "promote")
     else:
         params = PromoteParams()
-    decision = promote(args.name, args.version, params.gates())
+    decision = promote(args.name, args.version, params.gates(), again=True)
     if args.json:
         print(json.dumps(decision.record(), sort_keys=True))
         return 0 if decision.promoted else decision.error().exit_code

@@ -202,6 +202,12 @@ def _in_words(error: Exception, location: Location) -> PlmsaeError:
             where=where,
             fix=f"install the versions of requirements.lock, or run: mlflow db upgrade {where}",
         )
+    if "Invalid Host header" in text:
+        return UserError(
+            "the registry does not answer to this name",
+            where=where,
+            fix="use a name that the server allows, or add this one to its --allowed-hosts",
+        )
     if code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED") or " 401" in text or " 403" in text:
         return UserError(
             "the registry refuses access",

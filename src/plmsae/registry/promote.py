@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from plmsae.errors import GateError
 from plmsae.params import canonical_json, params_sha256
 from plmsae.registry.connection import connect
 from plmsae.registry.gates import Check, Gates, apply_gates
-from plmsae.registry.versions import CHAMPION, PREVIOUS, Registered, aliases_of, get_version
+from plmsae.registry.versions import CHAMPION, PREVIOUS, ROLLBACK_TAG, Registered, aliases_of, get_version
 
 EVALUATION_TAG = "evaluation_sha256"
 DECISION_TAG = "promotion"
@@ -52,7 +52,7 @@ class Decision:
         )
 
 
-def promote(name: str, version: int, gates: Gates, root: Path | None = None) -> Decision:
+def promote(name: str, version: int, gates: Gates, root: Path | None = None, *, again: bool = False) -> Decision:
     """Promote a version if it passes the gates; a refusal leaves every alias as it was.
 
     Repeating a promotion changes nothing and gives the same decision, also after a kill in the middle: the decision
@@ -63,6 +63,8 @@ def promote(name: str, version: int, gates: Gates, root: Path | None = None) -> 
         version: Version number.
         gates: What it must reach.
         root: The working folder.
+        again: Promote it also if it was rolled back from. A person may ask for that; a pipeline that comes by the
+            same version once more must not undo what a person decided.
 
     Returns:
         The decision, also recorded as the version's tag `promotion`.
@@ -77,8 +79,13 @@ def promote(name: str, version: int, gates: Gates, root: Path | None = None) -> 
             return known
         champion = get_version(client, name, incumbent) if incumbent not in (None, version) else None
         decision = decide(candidate, champion, gates)
+        taken_down = incumbent != version and ROLLBACK_TAG in candidate.tags
+        if taken_down and not again:
+            decision = replace(decision, promoted=False, reasons=(_taken_down(candidate),))
         client.set_model_version_tag(name, str(version), DECISION_TAG, canonical_json(decision.record()))
         if decision.promoted and incumbent != version:
+            if taken_down:
+                client.delete_model_version_tag(name, str(version), ROLLBACK_TAG)
             if incumbent is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(incumbent))
             client.set_registered_model_alias(name, CHAMPION, str(version))
@@ -108,6 +115,15 @@ def decide(candidate: Registered, champion: Registered | None, gates: Gates) -> 
         reasons=tuple(reasons or [check.text() for check in checks]),
         checks=checks,
         gates_sha256=params_sha256(gates),
+    )
+
+
+def _taken_down(version: Registered) -> str:
+    record = json.loads(version.tags[ROLLBACK_TAG])
+    why = f": {record['reason']}" if record["reason"] else ""
+    return (
+        f"it was rolled back at {record['at']}{why} "
+        f"(to make it champion again: plmsae promote {version.name} {version.version})"
     )
 
 

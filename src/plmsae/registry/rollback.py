@@ -13,9 +13,8 @@ from typing import Any
 from plmsae.errors import DataError, UserError
 from plmsae.params import canonical_json
 from plmsae.registry.connection import connect
-from plmsae.registry.versions import CHAMPION, PREVIOUS, aliases_of_known
+from plmsae.registry.versions import CHAMPION, PREVIOUS, ROLLBACK_TAG, aliases_of_known
 
-ROLLBACK_TAG = "rollback"
 MAX_RECORD = 5000  # characters: the width of MLflow's column for the tags of a registered model
 _RECORD = re.compile(r"rollback\.([0-9]+)")
 
@@ -57,8 +56,8 @@ def rollback(name: str, reason: str = "", root: Path | None = None) -> Rollback:
         root: The working folder.
 
     Returns:
-        What was done, also recorded: every rollback as the tag `rollback.<number>` of the registered name, the last
-        one that took a version down as that version's tag `rollback`.
+        What was done, also recorded: every rollback as the tag `rollback.<number>` of the registered name, and on the
+        version that was taken down, until it is champion again, as the tag `rollback`.
 
     Raises:
         UserError: Unknown name, no champion, nothing to go back to, or a reason that is too long.
@@ -82,6 +81,8 @@ def rollback(name: str, reason: str = "", root: Path | None = None) -> Rollback:
         done = Rollback(**{**plan.record(), "done": True})
         record = canonical_json(done.record())
         client.set_model_version_tag(name, str(done.from_version), ROLLBACK_TAG, record)
+        if ROLLBACK_TAG in client.get_model_version(name, str(done.to_version)).tags:
+            client.delete_model_version_tag(name, str(done.to_version), ROLLBACK_TAG)
         client.set_registered_model_tag(name, f"rollback.{number}", record)
         return done
 

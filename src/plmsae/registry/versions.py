@@ -15,6 +15,8 @@ from plmsae.errors import DataError, UserError, did_you_mean
 
 CHAMPION, CANDIDATE, PREVIOUS = "champion", "candidate", "previous"
 EVIDENCE_TAG = "evidence_sha256"
+# On a version that was rolled back from, until it is champion again: the record of that rollback.
+ROLLBACK_TAG = "rollback"
 _MODEL_ID = re.compile(r"models:/(m-[0-9a-f]+)")
 
 
