@@ -75,6 +75,14 @@ def test_both_targets_come_from_the_one_list() -> None:
     assert not re.search(r"[a-z]==\d", DOCKERFILE)
 
 
+def test_the_cuda_libraries_are_locked_for_the_locked_torch() -> None:
+    text = (ROOT / "docker" / "cuda.lock").read_text(encoding="utf-8")
+    assert f"of {wanted()['torch']} " in text.splitlines()[0]
+    cuda = image_requirements.locked(ROOT / "docker" / "cuda.lock")
+    assert {"triton", "nvidia-cublas", "nvidia-nccl-cu13"} <= set(cuda)
+    assert not set(cuda) & set(image_requirements.locked(ROOT / "requirements.lock"))
+
+
 def test_the_build_sees_only_what_it_needs() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = set(re.findall(r"(?:docker/\S+|\S+\.toml|README\.md|LICENSE|src)(?= )", _copies()))
