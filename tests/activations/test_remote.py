@@ -286,11 +286,14 @@ def test_another_machine_goes_on_where_this_one_stopped(plm, sequences, stored, 
         name: data for name, data in files(stored[0]).items() if name != "store.json"
     }
     record = next(key for key in s3.objects(bucket) if key.endswith("valid-00000/part.json"))
-    s3.client().put_object(Bucket=bucket, Key=record, Body=b"{")
-    third: list[str] = []
-    run(plm, sequences, tmp_path / "three", store, resume_key="a", on_part=lambda part: third.append(part.name))
-    assert third == ["valid-00000"]
-    assert s3.objects(bucket)[record] != b"{"
+    original = s3.objects(bucket)[record]
+    for number, damaged in enumerate((b"{", b"[]", original.replace(b'"blocks": [[', b'"blocks": [3, ['))):
+        s3.client().put_object(Bucket=bucket, Key=record, Body=damaged)
+        third: list[str] = []
+        folder = tmp_path / f"three{number}"
+        run(plm, sequences, folder, store, resume_key="a", on_part=lambda part: third.append(part.name))  # noqa: B023
+        assert third == ["valid-00000"]
+        assert s3.objects(bucket)[record] == original
     other: list[str] = []
     run(plm, sequences, tmp_path / "four", store, resume_key="b", on_part=lambda part: other.append(part.name))
     assert set(other) == everything

@@ -118,10 +118,14 @@ class PartStore:
             self.upload.restore(part.name, self.folder / part.name, _SMALL_FILES)
         try:
             record = self._record(part)
-            return record["identity"] == self._identity_of(part) and all(
-                self._is_intact(part, name, sha256, record) for name, sha256 in record["files"].items()
-            )
-        except (OSError, ValueError, KeyError):
+            if record["identity"] != self._identity_of(part) or any(
+                Path(name).name != name for name in record["files"]
+            ):
+                return False
+            if self.upload is not None:
+                self.refer(part)  # a record from a bucket may be damaged
+            return all(self._is_intact(part, name, sha256, record) for name, sha256 in record["files"].items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
     def _is_intact(self, part: Part, name: str, sha256: str, record: Mapping[str, Any]) -> bool:

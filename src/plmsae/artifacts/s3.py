@@ -215,16 +215,6 @@ class S3:
                 for item in page.get("Contents", ()):
                     yield str(item["Key"]).removeprefix(base), int(item["Size"])
 
-    def delete(self, uri: S3Uri) -> None:
-        """Remove an object; one that is not there is no error.
-
-        Raises:
-            UserError: No such bucket, or no permission.
-            TryAgainError: The store cannot be reached.
-        """
-        with _in_words("delete", uri):
-            self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
-
 
 def fetch(uri: str, folder: Path) -> Path:
     """Bring an object to this disk, unless it is there already.

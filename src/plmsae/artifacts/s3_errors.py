@@ -20,7 +20,7 @@ def translate(error: Exception, action: str, uri: str | None, endpoint: str) -> 
 
     Args:
         error: What boto3 or botocore raised.
-        action: `read`, `write`, `list`, `delete` or `reach`.
+        action: `read`, `write`, `list` or `reach`.
         uri: Address of the object or prefix, if one is concerned.
         endpoint: The endpoint, for the message.
 
