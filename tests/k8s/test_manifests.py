@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -193,6 +196,45 @@ def test_the_object_store_gives_each_identity_its_own_bucket() -> None:
         if argument.startswith("--artifacts-destination=")
     ]
     assert urlsplit(destination).netloc == "plmsae-mlflow"
+
+
+# In place of SeaweedFS's shell: the same output, a prompt and then a line per bucket.
+_WEED = """#!/bin/sh
+read command option name
+case "$command" in
+  s3.bucket.list) printf '> '; sed 's/.*/  &\tsize:0\tchunk:0/' {folder}/buckets ;;
+  s3.bucket.create) echo "$name" >> {folder}/buckets ;;
+esac
+"""
+# The gateway answers from the third time on.
+_WGET = """#!/bin/sh
+echo asked >> {folder}/asked
+[ "$(wc -l < {folder}/asked)" -ge {answers_at} ]
+"""
+
+
+def _start_the_store(folder: Path, present: str, answers_at: int = 3) -> int:
+    store = one("StatefulSet", "plmsae-object-store")["spec"]["template"]["spec"]["containers"][0]
+    *shell, script = store["lifecycle"]["postStart"]["exec"]["command"]
+    (folder / "buckets").write_text(present)
+    for name, text in (("weed", _WEED), ("wget", _WGET)):
+        (folder / name).write_text(text.format(folder=folder, answers_at=answers_at))
+        (folder / name).chmod(0o755)
+    script = script.replace("/usr/bin/weed", str(folder / "weed")).replace("sleep 2", "sleep 0")
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run([*shell, script], env=environment, check=False, timeout=60).returncode
+
+
+@pytest.mark.parametrize("present", ["", "plmsae\nplmsae-mlflow\n", "plmsae-mlflow\nother\n"])
+def test_the_object_store_makes_the_buckets_that_are_missing(present: str, tmp_path: Path) -> None:
+    assert _start_the_store(tmp_path, present) == 0
+    expected = [*present.split(), *(name for name in ("plmsae", "plmsae-mlflow") if name not in present.split())]
+    assert (tmp_path / "buckets").read_text().split() == expected
+
+
+def test_an_object_store_that_never_answers_is_started_again(tmp_path: Path) -> None:
+    assert _start_the_store(tmp_path, "", answers_at=1000) == 1
+    assert (tmp_path / "buckets").read_text() == ""
 
 
 def test_the_parts_of_the_object_store_without_passwords_listen_to_their_pod_only() -> None:
