@@ -17,6 +17,7 @@ USER = 10001
 ACCELERATOR = "nvidia.com/gpu"
 GPU_POOL = ("plmsae.io/pool", "gpu")
 SETTINGS_MAP = "plmsae"
+IMAGE_ANNOTATION = "plmsae.io/image"
 STATE_FOLDER = "/state"
 _REGISTRY = "MLFLOW_TRACKING_URI"
 _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
@@ -47,6 +48,8 @@ def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
     if STATE_CLAIM and stage.resumable:
         kubernetes.mount_pvc(task, pvc_name=STATE_CLAIM, mount_path=STATE_FOLDER)
         task.set_env_variable(STATE_VARIABLE, STATE_FOLDER)
+    if stage.side_effects:
+        _identified(task)
     number, first, longest = _RETRIES[need.retry]
     if number:
         task.set_retry(number, backoff_duration=first, backoff_factor=2.0, backoff_max_duration=longest)
@@ -64,6 +67,13 @@ def configure_exit(task: dsl.PipelineTask) -> dsl.PipelineTask:
 def defaults() -> dict[str, Any]:
     """Pipeline parameter -> its default: what `params.yaml` says at compile time."""
     return pipeline_arguments(ParamsFile(_PARAMS))
+
+
+def _identified(task: dsl.PipelineTask) -> None:
+    """Tell the task its run and its image, which stay on what it registers; a pod cannot see its own image."""
+    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    kubernetes.add_pod_annotation(task, IMAGE_ANNOTATION, IMAGE)
+    kubernetes.use_field_path_as_env(task, "PLMSAE_IMAGE_REF", f"metadata.annotations['{IMAGE_ANNOTATION}']")
 
 
 def _in_namespace(task: dsl.PipelineTask, timeout_hours: int) -> dsl.PipelineTask:

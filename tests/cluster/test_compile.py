@@ -109,6 +109,21 @@ def test_a_volume_for_checkpoints_goes_to_the_stages_that_leave_some() -> None:
         assert variables == ([{"name": "PLMSAE_STATE", "value": "/state"}] if stage.resumable else [])
 
 
+def test_what_registers_knows_its_run_and_image(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    for stage in stages().values():
+        settings = executor(package[1]["platforms"]["kubernetes"], task_name(stage))
+        variables = {item["name"]: item["fieldPath"] for item in settings.get("fieldPathAsEnv", [])}
+        annotations = settings.get("podMetadata", {}).get("annotations", {})
+        if not stage.side_effects:
+            assert (variables, annotations) == ({}, {})
+            continue
+        assert annotations == {"plmsae.io/image": CPU}
+        assert variables == {
+            "KFP_RUN_ID": "metadata.labels['pipeline/runid']",
+            "PLMSAE_IMAGE_REF": "metadata.annotations['plmsae.io/image']",
+        }
+
+
 def test_the_form_is_typed_and_filled_with_params_yaml(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
     form = package[0]["root"]["inputDefinitions"]["parameters"]
     arguments = pipeline_arguments(ParamsFile(ROOT / "params.yaml"))
