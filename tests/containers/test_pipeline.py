@@ -126,6 +126,7 @@ def run_pipeline(image: str, folder: Path, workspace: Path, registry: str, **cha
                 environment={"MLFLOW_TRACKING_URI": registry, "HF_HUB_OFFLINE": "1"},
             ),
             pipeline_root=str(folder),
+            workspace_root=str(folder),
         )
         with mended():
             pipeline_orchestrator.run_local_pipeline(pipeline_spec=spec, arguments=arguments)
