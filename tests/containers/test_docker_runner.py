@@ -28,7 +28,8 @@ def outcome(image: str, script: str, folder: Path) -> str:
     runner = local.DockerRunner(
         network_mode="none", cap_drop=["ALL"], read_only=True, labels={"plmsae-test": folder.name}
     )
-    local.init(runner, pipeline_root=str(folder), workspace_root=str(folder))
+    (folder / "workspace").mkdir(exist_ok=True)
+    local.init(runner, pipeline_root=str(folder), workspace_root=str(folder / "workspace"))
     try:
         component(image, script)()  # type: ignore[operator]
     except RuntimeError as error:

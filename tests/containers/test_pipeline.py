@@ -114,7 +114,9 @@ def run_pipeline(image: str, folder: Path, workspace: Path, registry: str, **cha
         folder.chmod(0o777)
         for parent in list(folder.parents)[:2]:
             parent.chmod(0o755)
-        (folder / SOURCE).parent.mkdir(exist_ok=True)
+        shared = folder / "workspace"  # not the pipeline root: kfp mounts a folder once
+        for made in (shared, (folder / SOURCE).parent):
+            made.mkdir(exist_ok=True)
         shutil.copy(workspace / SOURCE, folder / SOURCE)
         local.init(
             local.DockerRunner(
@@ -126,7 +128,7 @@ def run_pipeline(image: str, folder: Path, workspace: Path, registry: str, **cha
                 environment={"MLFLOW_TRACKING_URI": registry, "HF_HUB_OFFLINE": "1"},
             ),
             pipeline_root=str(folder),
-            workspace_root=str(folder),
+            workspace_root=str(shared),
         )
         with mended():
             pipeline_orchestrator.run_local_pipeline(pipeline_spec=spec, arguments=arguments)
