@@ -17,7 +17,7 @@ from plmsae.cluster.sections import pipeline_arguments
 from plmsae.errors import UserError
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import stages
-from plmsae.stages.components import task_name
+from plmsae.stages.components import function_name, task_name
 from tests.workspace import BIN, ROOT, call
 
 CPU = "registry.example.org/plmsae@sha256:" + 64 * "a"
@@ -49,6 +49,20 @@ def test_the_committed_package_is_current_and_a_valid_specification(name: str) -
     json_format.ParseDict(platform, PlatformSpec())
     with pytest.raises(json_format.ParseError):
         json_format.ParseDict({**specification, "tasks": {}}, PipelineSpec())
+
+
+def test_the_committed_components_are_current_and_can_be_loaded() -> None:
+    from kfp.components import load_component_from_file
+
+    targets = pipeline_targets(ROOT)
+    for stage in stages().values():
+        path = ROOT / "components" / stage.name / f"{function_name(stage)}.yaml"
+        assert targets[path.relative_to(ROOT).as_posix()] == path.read_text(encoding="utf-8")
+        component = load_component_from_file(str(path))
+        assert set(stage.knobs) <= set(component.component_spec.inputs)
+        assert {port.name for port in stage.inputs} <= set(component.component_spec.inputs)
+        assert {"output", "metrics", "summary", "manifest_sha256"} <= set(component.component_spec.outputs)
+        assert ("report" in component.component_spec.outputs) == bool(stage.report)
 
 
 def test_every_stage_gets_what_it_declares(package: tuple[dict[str, Any], dict[str, Any]]) -> None:

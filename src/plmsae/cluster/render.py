@@ -1,4 +1,4 @@
-"""Renders every generated file: what the stage catalogue says, and the compiled pipelines.
+"""Renders every generated file: what the stage catalogue says, and what KFP compiles.
 
 `python -m plmsae.cluster.render` writes them into the working folder, `--check` says which of them differ.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from plmsae.cluster.compile import compile_pipeline, pipeline_names
+from plmsae.cluster.compile import compile_components, compile_pipeline, pipeline_names
 from plmsae.errors import PlmsaeError
 from plmsae.stages import render
 
@@ -17,10 +17,13 @@ EXAMPLE_IMAGE = "registry.example.org/plmsae@sha256:" + 64 * "0"
 
 
 def pipeline_targets(root: Path) -> dict[str, str]:
-    """Relative path -> text of every compiled pipeline."""
+    """Relative path -> text of every compiled pipeline and component."""
     return {
-        f"pipelines/{name}.yaml": compile_pipeline(name, image=EXAMPLE_IMAGE, root=root)
-        for name in pipeline_names(root)
+        **{
+            f"pipelines/{name}.yaml": compile_pipeline(name, image=EXAMPLE_IMAGE, root=root)
+            for name in pipeline_names(root)
+        },
+        **compile_components(image=EXAMPLE_IMAGE, root=root),
     }
 
 
