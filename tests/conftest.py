@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.s3server import s3, s3_server
+from tests.scheduling import GroupPlugin
 
 __all__ = ["s3", "s3_server"]  # fixtures
 
@@ -20,6 +21,11 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["GX_ANALYTICS_ENABLED"] = "false"
 os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") == "loadgroup":
+        config.pluginmanager.register(GroupPlugin())
 
 
 @pytest.fixture(autouse=True)
