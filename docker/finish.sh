@@ -1,3 +1,4 @@
+#!/bin/sh
 # Part of the image build: make the environment smaller, and quick to start where nothing can be written.
 set -eu
 cd /opt/plmsae/lib/python3*/site-packages

@@ -63,6 +63,13 @@ def test_no_tools_of_a_build_are_left(podman: Podman, image: str) -> None:
         assert f"No module named '{module}'" in told
 
 
+def test_no_program_changes_the_user(podman: Podman, image: str) -> None:
+    search = "touch /tmp/one && chmod u+s /tmp/one; find / /tmp -xdev -type f -perm /6000"
+    assert set(podman.run(image, "sh", "-c", search, options=("--user", "0", "--tmpfs", "/tmp")).split()) == {
+        "/tmp/one"
+    }
+
+
 def test_byte_code_is_there_and_valid_although_it_cannot_be_written(podman: Podman, image: str) -> None:
     script = "import plmsae.cli, numpy, mlflow; print([m.__cached__ for m in (plmsae.cli, numpy, mlflow)])"
     cached = podman.run(image, "python", "-c", f"{script}; import os; assert os.path.exists(plmsae.cli.__cached__)")
