@@ -13,6 +13,8 @@ from typing import Any
 
 from kfp.local import docker_task_handler
 
+SILENT_SECONDS = 1800
+
 
 def run_container(client: Any, image: str, command: list[str], volumes: Mapping[str, Any], **arguments: Any) -> int:
     """Run one task; takes the place of `kfp.local.docker_task_handler.run_docker_container`.
@@ -36,6 +38,7 @@ def run_container(client: Any, image: str, command: list[str], volumes: Mapping[
         client.images.get(image)
     except docker.errors.ImageNotFound as error:
         raise RuntimeError(f"image '{image}' is not here; build it: docker/build.sh cpu {image}") from error
+    client.api.timeout = SILENT_SECONDS  # by default a task that prints nothing for a minute is given up
     container = client.containers.run(image=image, command=command, detach=True, volumes=volumes, **arguments)
     try:
         for line in container.logs(stream=True, follow=True):
