@@ -31,7 +31,6 @@ def test_formats_are_told_by_content(tmp_path: Path, text: str, expected: str, p
     [
         ("", "empty"),
         (" \n\n", "empty"),
-        ("ID   AATM_RABIT   Reviewed;   430 AA.\n", "UniProt's flat text"),
         ("<?xml version='1.0'?>\n", "XML"),
         ("# STOCKHOLM 1.0\n", "alignment"),
         ("1, 2, 3\n", "not known"),

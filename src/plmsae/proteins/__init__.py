@@ -1,1 +1,1 @@
-"""Proteins: read FASTA, text and UniProt tables, choose, cluster by homology, split, and the tables that travel."""
+"""Proteins: read FASTA, text and UniProt, choose, cluster by homology, split, and the tables that travel."""

@@ -1,4 +1,4 @@
-"""The feature columns of UniProt's REST TSV: column name, key in the cell, canonical type name."""
+"""Feature types in UniProt's three formats: column of the REST TSV, key in cells and flat text, name in JSON."""
 
 from __future__ import annotations
 
@@ -64,3 +64,12 @@ BOOKKEEPING_TYPES = frozenset(
     }
 )
 """Types that report on the entry or on experiments with it; alone they do not make a protein an annotated one."""
+
+TYPE_OF_KEY: dict[str, str] = {key: TYPES[column] for column, key in FEATURE_KEYS.items()}
+"""Key in the flat text -> canonical type name."""
+
+KEY_OF_JSON: dict[str, str] = {
+    **{TYPES[column]: key for column, key in FEATURE_KEYS.items() if key != "SIGNAL"},
+    "Signal": "SIGNAL",
+}
+"""Feature type of the JSON -> key in the flat text; all but one name are the canonical ones."""

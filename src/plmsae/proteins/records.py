@@ -58,6 +58,49 @@ class Protein:
     stop_removed: bool = False
 
 
+def place_feature(
+    key: str, kind: str, start: int, end: int, note: str, ligand: str, *, sequence: str, accession: str, where: str
+) -> Feature:
+    """A feature from its 1-based inclusive positions.
+
+    Args:
+        key: UniProt's feature key, for the message.
+        kind: Canonical type name.
+        start: First residue.
+        end: Last residue.
+        note: Text of the note.
+        ligand: Text of the ligand.
+        sequence: The sequence it must lie in.
+        accession: For the message.
+        where: For the message.
+
+    Raises:
+        DataError: It lies outside the sequence.
+    """
+    if start < 1 or end > len(sequence):
+        location = f"{start}..{end}" if end != start else f"{start}"
+        raise DataError(
+            f"annotation {key} {location} of '{accession}' is outside its sequence of {len(sequence)} residues",
+            where=where,
+            fix="download the entry again; sequence and annotations may be of different versions",
+        )
+    return Feature(kind, start - 1, end, note, ligand)
+
+
+def check_length(sequence: str, stated: str, accession: str, what: str, where: str) -> None:
+    """Refuse a sequence that is not as long as its record says.
+
+    Raises:
+        DataError: The lengths differ.
+    """
+    if stated != str(len(sequence)):
+        raise DataError(
+            f"'{accession}' has {len(sequence)} residues but its {what} is '{stated}'",
+            where=where,
+            fix="download the entry again; sequence and annotations may be of different versions",
+        )
+
+
 def check_accession(accession: str, path: Path, line: int) -> str:
     """The accession itself, once it is known to be usable as a key in tables and messages.
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from plmsae.errors import DataError, did_you_mean
-from plmsae.proteins.feature_cells import CellError, RawFeature, parse_cell
+from plmsae.proteins.feature_cells import CellError, parse_cell
 from plmsae.proteins.feature_types import FEATURE_KEYS, TYPES
 from plmsae.proteins.lines import read_lines
-from plmsae.proteins.records import Feature, Protein, check_accession, check_residues
+from plmsae.proteins.records import Feature, Protein, check_accession, check_length, check_residues, place_feature
 
 REQUIRED_COLUMNS = ("Entry", "Sequence")
 _NAME_COLUMNS = ("Protein names", "Entry Name")
@@ -76,12 +76,8 @@ def _protein(cells: Sequence[str], columns: Mapping[str, int], path: Path, line:
     sequence = residues.removesuffix("*")
     check_residues(sequence, accession, path, line)
     stated = cells[columns["Length"]].strip() if "Length" in columns else ""
-    if stated and stated != str(len(sequence)):
-        raise DataError(
-            f"'{accession}' has {len(sequence)} residues but its Length is '{stated}'",
-            where=f"{path}, line {line}",
-            fix="download the entry again; sequence and annotations may be of different versions",
-        )
+    if stated:
+        check_length(sequence, stated, accession, "Length", f"{path}, line {line}")
     name = next((cells[columns[column]] for column in _NAME_COLUMNS if column in columns), "")
     features: list[Feature] = []
     num_unknown = num_isoform = 0
@@ -96,7 +92,20 @@ def _protein(cells: Sequence[str], columns: Mapping[str, int], path: Path, line:
             raise DataError(
                 f"the features cannot be read: {error}", where=where, fix="download the entry again"
             ) from error
-        features += [_feature(raw, column, key, sequence, accession, where) for raw in cell.features]
+        features += [
+            place_feature(
+                key,
+                TYPES[column],
+                raw.start,
+                raw.end,
+                raw.qualifiers.get("note", ""),
+                raw.qualifiers.get("ligand", ""),
+                sequence=sequence,
+                accession=accession,
+                where=where,
+            )
+            for raw in cell.features
+        ]
         num_unknown += cell.num_unknown_positions
         num_isoform += cell.num_isoform_features
     return Protein(
@@ -108,19 +117,6 @@ def _protein(cells: Sequence[str], columns: Mapping[str, int], path: Path, line:
         num_unknown_positions=num_unknown,
         num_isoform_features=num_isoform,
         stop_removed=len(sequence) < len(residues),
-    )
-
-
-def _feature(raw: RawFeature, column: str, key: str, sequence: str, accession: str, where: str) -> Feature:
-    if raw.start < 1 or raw.end > len(sequence):
-        location = f"{raw.start}..{raw.end}" if raw.end != raw.start else f"{raw.start}"
-        raise DataError(
-            f"annotation {key} {location} of '{accession}' is outside its sequence of {len(sequence)} residues",
-            where=where,
-            fix="download the entry again; sequence and annotations may be of different versions",
-        )
-    return Feature(
-        TYPES[column], raw.start - 1, raw.end, raw.qualifiers.get("note", ""), raw.qualifiers.get("ligand", "")
     )
 
 

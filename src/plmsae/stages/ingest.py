@@ -17,7 +17,7 @@ class IngestParams(Params):
     source: str = Field(
         "data/swissprot.tsv.gz",
         min_length=1,
-        description="Protein file, a path or s3://BUCKET/KEY: UniProt REST TSV, FASTA or text; gzip or not",
+        description="Protein file, a path or s3://BUCKET/KEY: UniProt TSV, flat text or JSON, FASTA, text; gzip or not",
     )
     source_sha256: str | None = Field(
         None,
@@ -25,8 +25,10 @@ class IngestParams(Params):
         description="Hex sha256 that the file must have; null takes any (a Kubeflow task must name it: its cache does "
         "not look at bytes)",
     )
-    format: Literal["auto", "uniprot_tsv", "fasta", "text"] = Field(
-        "auto", description="Format of the file; `auto` tells it by content. `text` is one sequence per line"
+    format: Literal["auto", "uniprot_tsv", "uniprot_text", "uniprot_json", "fasta", "text"] = Field(
+        "auto",
+        description="Format of the file; `auto` tells it by content. `uniprot_text` is UniProt's flat text (.dat), "
+        "`uniprot_json` that of rest.uniprot.org or JSON Lines, `text` one sequence per line",
     )
     source_name: str = Field("", description="Where the proteins come from, for the record, e.g. UniProtKB/Swiss-Prot")
     release: str = Field("", description="Release of the source, for the record, e.g. 2025_04")
@@ -74,7 +76,7 @@ class IngestParams(Params):
 
 STAGE = Stage(
     id="ingest",
-    summary="Read FASTA, text or UniProt TSV; choose, cluster by homology and split the proteins",
+    summary="Read FASTA, text or UniProt's formats; choose, cluster by homology and split the proteins",
     params=IngestParams,
     kind="sequences",
     run="plmsae.stages.ingest:run",

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from plmsae.params import Params
 from plmsae.stages.spec import Input, Plot, Resources, Stage, StageContext, StageResult
 
-
 CHOOSE = -1  # and not null: a number that may be null cannot be a field of the Kubeflow form
 
 
