@@ -3,12 +3,12 @@
 import contextlib
 from pathlib import Path
 
+import docker
 import pytest
 import requests
 from kfp import dsl, local
 from kfp.local import docker_task_handler
 
-import docker
 from tests.containers.docker_runner import mended, run_container
 from tests.containers.marks import CONTAINERS
 from tests.containers.podman import Podman
