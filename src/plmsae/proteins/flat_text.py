@@ -225,7 +225,7 @@ def _unwrapped(entry: _Lines, accession: str, path: Path) -> Iterator[tuple[int,
                     fix="download the entry again; the layout of today has one qualifier per line",
                 )
             if parts:
-                yield start, key, "; ".join(parts)
+                yield start, key, _cell(parts, accession, f"{path}, line {start}")
             start, key, parts = number, head, [f"{head} {content}"]
         elif not parts:
             raise DataError("a feature without a key", where=f"{path}, line {number}, entry '{accession}'", fix=_AGAIN)
@@ -234,7 +234,17 @@ def _unwrapped(entry: _Lines, accession: str, path: Path) -> Iterator[tuple[int,
         else:
             parts[-1] = _joined(parts[-1], content)
     if parts:
-        yield start, key, "; ".join(parts)
+        yield start, key, _cell(parts, accession, f"{path}, line {start}")
+
+
+def _cell(parts: list[str], accession: str, where: str) -> str:
+    """Location and qualifiers in one line. A quote that is missing would swallow the qualifiers behind it."""
+    for part in parts[1:]:
+        if not part.endswith('"') or _QUALIFIER.fullmatch(part):
+            raise DataError(
+                f"a value has no closing quote: {part[:40]!r}", where=f"{where}, entry '{accession}'", fix=_AGAIN
+            )
+    return "; ".join(parts)
 
 
 def _joined(text: str, more: str) -> str:
