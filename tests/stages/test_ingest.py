@@ -208,6 +208,17 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path: Path, content: bytes, p
     assert not any((tmp_path / ".plmsae" / "staging").iterdir())
 
 
+@pytest.mark.parametrize(("name", "file_format"), [("txt", "uniprot_text"), ("json", "uniprot_json")])
+def test_the_other_formats_of_uniprot_come_with_their_annotations(tmp_path: Path, name: str, file_format: str) -> None:
+    content = (TINY.parent / f"uniprot_entries.{name}.gz").read_bytes()
+    metrics = run(tmp_path, content, valid_fraction=0.3, test_fraction=0.3, seed=4)
+    assert metrics["num_proteins"] == {"txt": 12, "json": 6}[name]
+    assert metrics["num_annotations"] > 100
+    assert metrics["num_annotations_unknown_position"] > 0
+    source = json.loads((tmp_path / "outputs" / "ingest" / "source.json").read_text())
+    assert source["format"] == file_format
+
+
 def test_bad_input_leaves_the_output_of_before(tmp_path: Path) -> None:
     run(tmp_path, TINY.read_bytes())
     before = {path.name: path.read_bytes() for path in (tmp_path / "outputs" / "ingest").iterdir()}
