@@ -25,8 +25,9 @@ _SECRETS = {
     "plmsae-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "plmsae-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
 }
-# A node of a spot pool goes away more often than a network, and takes longer to come back.
-_RETRIES: dict[Retry, tuple[int, str, str]] = {"none": (0, "", ""), "io": (2, "30s", "300s"), "gpu": (5, "60s", "900s")}
+# Kubeflow repeats a task whatever its exit code: few and soon, since a wrong parameter is repeated as well. A node of a
+# spot pool takes longer to come back than a network.
+_RETRIES: dict[Retry, tuple[int, str, str]] = {"none": (0, "", ""), "io": (2, "15s", "60s"), "gpu": (3, "30s", "300s")}
 
 
 def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:

@@ -79,7 +79,7 @@ def test_every_stage_gets_what_it_declares(package: tuple[dict[str, Any], dict[s
             assert resources[f"resourceMemory{bound}"] == f"{need.memory_gib}Gi"
         assert resources.get("accelerator", {}).get("count", "0") == str(need.gpu)
         task = tasks(specification)[name]
-        assert task.get("retryPolicy", {}).get("maxRetryCount", 0) == {"none": 0, "io": 2, "gpu": 5}[need.retry]
+        assert task.get("retryPolicy", {}).get("maxRetryCount", 0) == {"none": 0, "io": 2, "gpu": 3}[need.retry]
         kubernetes = executor(platform["platforms"]["kubernetes"], name)
         assert kubernetes["activeDeadlineSeconds"] == str(need.timeout_hours * 3600)
         assert bool(kubernetes.get("nodeSelector")) == bool(need.gpu)

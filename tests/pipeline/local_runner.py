@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kfp import local
 from kfp.local import subprocess_task_handler
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 
 class _Strict(logging.Handler):
@@ -32,6 +33,13 @@ def accept_container_components() -> None:
     handler.validate_image = lambda self, image: None
 
 
+def forget_retries(specification: PipelineSpec) -> None:
+    """Run every task once: KFP waits between attempts as long as a cluster would."""
+    for component in [specification.root, *specification.components.values()]:
+        for task in component.dag.tasks.values():
+            task.ClearField("retry_policy")
+
+
 def main(job_file: Path) -> int:
     job = json.loads(job_file.read_text(encoding="utf-8"))
     accept_container_components()
@@ -42,8 +50,9 @@ def main(job_file: Path) -> int:
         enable_caching=job.get("caching", False),
         cache_root=job["pipeline_root"] + "-cache",
     )
-    module = importlib.import_module(f"pipelines.{job['pipeline']}")
-    getattr(module, job["pipeline"])(**job["arguments"])
+    pipeline = getattr(importlib.import_module(f"pipelines.{job['pipeline']}"), job["pipeline"])
+    forget_retries(pipeline.pipeline_spec)
+    pipeline(**job["arguments"])
     return 0
 
 
