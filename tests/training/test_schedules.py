@@ -1,6 +1,6 @@
 import pytest
 
-from plmsae.training.schedules import default_learning_rate, warmup_decay
+from plmsae.training.schedules import default_learning_rate, penalty_warmup, warmup_decay
 
 
 def test_warmup_plateau_and_decay_by_hand() -> None:
@@ -20,3 +20,10 @@ def test_the_factor_is_never_zero_or_above_one(warmup: int, decay: float) -> Non
 def test_default_rate_halves_when_the_dictionary_grows_fourfold() -> None:
     assert default_learning_rate(2**14) == pytest.approx(2e-4)
     assert default_learning_rate(2**12) == pytest.approx(4e-4)
+
+
+def test_the_penalty_rises_over_the_first_part_alone() -> None:
+    factors = [penalty_warmup(step, num_steps=40, fraction=0.1) for step in range(40)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 37)
+    assert {penalty_warmup(step, 7, 0.0) for step in range(7)} == {1.0}
+    assert penalty_warmup(0, 10, 0.05) == 1.0  # shorter than a step

@@ -8,6 +8,8 @@ So torch.topk runs over the n/s maxima and then over the k*s members of the chos
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,45 @@ def top_k_indices(pre: Tensor, k: int) -> Tensor:
     candidates = (groups.unsqueeze(1) + members).view(num_rows, size * k)
     chosen = pre.gather(1, candidates).topk(k, dim=1, sorted=False).indices
     return candidates.gather(1, chosen)
+
+
+def keep_largest(values: Tensor, count: int) -> Tensor:
+    """The `count` largest of all entries of [B, n] where they stand, zero elsewhere."""
+    flat = values.flatten()
+    chosen = flat.detach().topk(min(count, len(flat)), sorted=False).indices
+    return torch.zeros_like(flat).scatter(0, chosen, flat[chosen]).view_as(values)
+
+
+def sparse_rows(latents: Callable[[Tensor], Tensor], x: Tensor, block_rows: int) -> tuple[Tensor, Tensor]:
+    """Positive latents of every row as indices and values [N, m], where m is the most that any row has.
+
+    Args:
+        latents: Dense latents [B, n] >= 0 of rows [B, d].
+        x: Rows [N, d].
+        block_rows: Rows to hold dense latents of at once.
+
+    Returns:
+        Indices int64, distinct within a row, and values; rows with fewer than m positive latents end in zeros. m >= 1.
+    """
+    indices, values = [], []
+    for block in torch.split(x, block_rows):
+        z = latents(block)
+        width = max(1, int((z > 0).sum(1).max())) if len(block) else 1
+        chosen = z.detach().topk(width, dim=1, sorted=True).indices
+        indices.append(chosen)
+        values.append(z.gather(1, chosen))
+    width = max(part.shape[1] for part in indices)
+    indices = [_widened(part, width) for part in indices]
+    values = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in values]
+    return torch.cat(indices), torch.cat(values)
+
+
+def _widened(indices: Tensor, width: int) -> Tensor:
+    """Indices [B, m] with `width - m` others appended to each row, such that a row stays without repeats."""
+    more = width - indices.shape[1]
+    if not more:
+        return indices
+    # Of the first `width` latents a row uses at most m, so enough of them are free; a spare column takes the rest.
+    used = torch.zeros(len(indices), width + 1, dtype=torch.int8, device=indices.device)
+    used.scatter_(1, indices.clamp(max=width), 1)
+    return torch.cat([indices, used[:, :width].topk(more, dim=1, largest=False).indices], dim=1)

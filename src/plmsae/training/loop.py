@@ -36,7 +36,8 @@ class Trained:
     """The end of a training.
 
     Attributes:
-        sae: The SAE, on the CPU, for rows of unit mean squared norm.
+        sae: The SAE, on the CPU, for rows of unit mean squared norm; its threshold, if it has one for all latents, is
+            calibrated on the held-out rows of the last look.
         curves: One row per look: step, tokens, loss, fvu, l0, dead_fraction, aux_loss, valid_fvu, learning_rate.
         dead_fraction: Latents that were silent for the last `dead_after_tokens` training tokens.
     """
@@ -82,6 +83,9 @@ class _Run:
                 where=f"learning rate {self.settings.learning_rate:.3g}",
                 fix="lower train_sae.learning_rate or lengthen train_sae.warmup_steps",
             )
+        if module.sae.calibrated:
+            held_out = list(rows(self.valid, self.settings.num_valid_rows))
+            module.sae.calibrate(torch.cat(held_out).to(self.settings.device))
         metrics = ReconstructionMetrics(module.sae.config.d_model, module.sae.config.dictionary_size)
         for x in rows(self.valid, self.settings.num_valid_rows):
             metrics.update(module.sae, x.to(self.settings.device))

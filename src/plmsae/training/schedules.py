@@ -21,6 +21,23 @@ def warmup_decay(step: int, num_steps: int, warmup_steps: int, decay_fraction: f
     return min(warmup, decay)
 
 
+def penalty_warmup(step: int, num_steps: int, fraction: float) -> float:
+    """Factor of the sparsity penalty: linear to 1 over the first part (Conerly et al. 2024: a twentieth).
+
+    A penalty that is whole from the start silences latents before they mean anything.
+
+    Args:
+        step: 0-based step that is about to be taken.
+        num_steps: Length of the training.
+        fraction: Share of the training until the full penalty; 0 for none.
+
+    Returns:
+        Factor in (0, 1].
+    """
+    warmup_steps = fraction * num_steps
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+
+
 def default_learning_rate(dictionary_size: int) -> float:
     """Gao et al. 2024 (Figure 3): the best rate falls as 1/sqrt(n); 2e-4 at n = 2^14, as in dictionary_learning."""
     return float(2e-4 * (2**14 / dictionary_size) ** 0.5)

@@ -26,6 +26,7 @@ class TrainingSettings:
         seed: Seed of the initial weights.
         device: `cpu` or `cuda`.
         clip_norm: Bound of the gradient's global norm, after the projection.
+        penalty_warmup_fraction: Share of the training over which a sparsity penalty rises linearly to its weight.
         num_init_rows: Rows behind the initial decoder bias and the variance that training FVU is relative to.
     """
 
@@ -41,6 +42,7 @@ class TrainingSettings:
     seed: int
     device: str = "cpu"
     clip_norm: float = 1.0
+    penalty_warmup_fraction: float = 0.05
     num_init_rows: int = 16_384
 
 

@@ -1,0 +1,114 @@
+"""Every architecture through the training loop: it learns, is as sparse as promised, and resumes to the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plmsae.saes import build, save, trainable_architectures
+from plmsae.training.checkpoint import latest_checkpoint
+from plmsae.training.export import prefix_fvu
+from plmsae.training.loop import Trained, train
+from plmsae.training.module import SaeModule
+from tests.training.streams import Rows, activations, small_config, small_settings
+
+# k latents of 64, or n and a penalty that leaves about ten; 200 steps of the small settings.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "batch_topk": {},
+    "gated": {"k": 64, "penalty": 0.05},
+    "jump_relu": {"k": 64, "target_l0": 8, "penalty": 5.0, "bandwidth": 0.1, "initial_threshold": 0.05},
+    "l1_april": {"k": 64, "penalty": 0.1},
+    "matryoshka": {"group_sizes": [4, 12, 48]},
+    "relu": {"k": 64, "penalty": 0.1},
+    "topk": {},
+}
+L0 = {"topk": (4, 6), "batch_topk": (5.9, 6.1), "matryoshka": (5.9, 6.1), "jump_relu": (7, 9)}
+SETTINGS = {"num_steps": 200, "learning_rate": 4e-3, "checkpoint_every": 50, "validate_every": 40}
+every = pytest.mark.parametrize("architecture", trainable_architectures())
+
+
+class Interrupted(Rows):
+    """Fails once the given number of steps is done."""
+
+    stop = 10**9
+
+    def batch(self, step: int) -> torch.Tensor:
+        if step > self.stop:  # the loop asks for one batch ahead
+            raise KeyboardInterrupt
+        return super().batch(step)
+
+
+def run(architecture: str, checkpoints: Path, stop: int = 10**9) -> Trained:
+    torch.set_num_threads(1)
+    settings = small_settings(**SETTINGS)
+    source = Interrupted(activations(8000), settings.batch_size)
+    source.stop = stop
+    valid = Rows(activations(2000, seed=1), settings.batch_size)
+    config = small_config(architecture=architecture, **CONFIGS[architecture])
+    return train(config, "auto", source, valid, settings, checkpoints)
+
+
+@pytest.fixture(scope="module", params=trainable_architectures())
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return run(request.param, tmp_path_factory.mktemp("checkpoints"))
+
+
+def test_it_learns_and_is_as_sparse_as_promised(trained: Trained) -> None:
+    architecture = trained.sae.config.architecture
+    first, last = trained.curves[0], trained.curves[-1]
+    assert last["valid_fvu"] < 0.5
+    assert last["valid_fvu"] < first["valid_fvu"]
+    assert last["fvu"] == pytest.approx(last["valid_fvu"], rel=0.25)  # as good by threshold as over the batch
+    x = activations(3000, seed=2)  # rows that neither the training nor the calibration saw
+    active = float((trained.sae.encode(x) > 0).sum(1).double().mean())
+    low, high = L0.get(architecture, (2, 30))
+    slack = 0.4 if trained.sae.calibrated else 0.0
+    assert low - slack <= active <= high + slack
+    assert low <= last["l0"] <= high
+
+
+def test_resuming_ends_with_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
+    architecture = trained.sae.config.architecture
+    save(trained.sae, tmp_path / "whole")
+    for stop in (50, 150):
+        folder = tmp_path / f"from{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            run(architecture, folder, stop)
+        found = latest_checkpoint(folder)
+        assert found is not None
+        assert found.step == stop
+        resumed = run(architecture, folder)
+        save(resumed.sae, tmp_path / f"sae{stop}")
+        for name in ("sae.safetensors", "config.json"):
+            assert (tmp_path / f"sae{stop}" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert resumed.curves == trained.curves
+
+
+def test_a_finished_training_is_not_calibrated_or_trained_again(tmp_path: Path) -> None:
+    first, second = (run("batch_topk", tmp_path) for _ in range(2))
+    assert all(torch.equal(tensor, second.sae.state_dict()[name]) for name, tensor in first.sae.state_dict().items())
+
+
+def test_prefixes_of_a_matryoshka_get_better_and_end_at_the_whole(tmp_path: Path) -> None:
+    sae = run("matryoshka", tmp_path).sae
+    source = Rows(activations(2000, seed=1), 256)
+    found = prefix_fvu(sae, source, 1000)  # type: ignore[arg-type]
+    assert list(found) == ["fvu_prefix_1", "fvu_prefix_2", "fvu_prefix_3"]
+    first, second, last = found.values()
+    assert 1 > first > second > last
+    x = torch.cat([source.batch(step) for step in range(4)])[:1000].double()
+    wanted = (x - sae(x.float()).double()).square().sum() / (x - x.mean(0)).square().sum()
+    assert last == pytest.approx(float(wanted), rel=1e-5)
+
+
+@every
+def test_optimiser_groups_hold_every_parameter_once(architecture: str) -> None:
+    sae = build(small_config(architecture=architecture, **CONFIGS[architecture]))
+    optimizer = SaeModule(sae, small_settings(), lambda module: None).configure_optimizers()
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in sae.parameters())
+    assert [len(group["params"]) for group in optimizer.param_groups[1:]] == [1] * len(sae.own_group)
+    assert {group["betas"] for group in optimizer.param_groups} == {sae.betas}
