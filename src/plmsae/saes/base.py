@@ -47,6 +47,8 @@ class SparseAutoencoder(nn.Module, ABC):
         options: `config.options` over the architecture's defaults.
         kernel: `auto` for the fastest training step, `reference` for the plain dense one; encoding is not affected.
         penalty_factor: Factor of the sparsity penalty's weight, in [0, 1]; a training with a warm-up sets it.
+        training_k: Latents per token that a training step selects: k, or more while a training anneals it. Encoding
+            is not affected.
         latent_max: Largest value of each latent over a stated sample of training tokens, [n]; zeros until measured.
         concepts: Latent -> what it was found to mean; filled by `plmsae.load`, not part of the SAE's files.
     """
@@ -79,6 +81,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self.options: dict[str, Any] = {**self.default_options, **config.options}
         self.kernel = "auto"
         self.penalty_factor = 1.0
+        self.training_k = config.k
         self.concepts: Mapping[int, str] = {}
         self.register_buffer("latent_max", torch.zeros(config.dictionary_size))
 

@@ -21,6 +21,8 @@ from plmsae.saes.config import SaeConfig
 from plmsae.saes.constraints import remove_parallel_, unit_rows_
 from plmsae.saes.selection import rows_per_block, sparse_rows
 
+REVIVED_ENCODER = 0.2
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -59,6 +61,7 @@ class Dictionary(SparseAutoencoder):
 
     encoder_biases: ClassVar[tuple[str, ...]] = ("b_enc",)
     unit_norm: ClassVar[bool] = True
+    pre_bias: ClassVar[bool] = True  # whether b_dec is taken off before the encoder
     # Loss term -> the parameters that its gradient reaches, and no others; the contract tests compare.
     reaches: ClassVar[Mapping[str, frozenset[str]]]
 
@@ -108,6 +111,29 @@ class Dictionary(SparseAutoencoder):
         """See the base class; the weighted sum of `terms`."""
         terms = self.terms(x, dead)
         return LossTerms(terms.total, terms.squared_error.detach(), terms.aux, terms.fired.sum(0))
+
+    @torch.no_grad()
+    def revive(self, latents: Tensor, directions: Tensor) -> None:
+        """Start latents anew (Bricken et al. 2023, resampling): atom and encoder row along a direction, biases 0.
+
+        Atoms get the mean norm of the others, encoder rows a fifth of theirs, so that a new latent disturbs little.
+        Without a bias before the encoder, the encoder's bias takes b_dec off.
+
+        Args:
+            latents: int64 [m], which to start anew.
+            directions: Inputs minus b_dec [m, d], of any length but 0.
+        """
+        others = torch.ones(len(self.W_enc), dtype=torch.bool, device=latents.device)
+        others[latents] = False
+        unit = directions.clone()
+        unit_rows_(unit)
+        for rows, share in ((self.W_dec, 1.0), (self.W_enc, REVIVED_ENCODER)):
+            norms = torch.linalg.vector_norm(rows[others], dim=1)
+            rows[latents] = unit * (share * (norms.mean() if len(norms) else 1.0))
+        for name in self.encoder_biases:
+            getattr(self, name)[latents] = 0.0
+        if not self.pre_bias:
+            self.b_enc[latents] = -(self.W_enc[latents] @ self.b_dec)
 
     def constrain_gradients(self) -> None:
         """Remove the part of the atoms' gradient that would only change their norm."""

@@ -5,7 +5,7 @@
 
 Which latents fire and how strongly is decided apart, so the penalty does not shrink the values. The step of the gate
 has no gradient: the gate learns from the penalty and from the last term, an auxiliary reconstruction by its own
-rectified values, in which decoder and b_dec are held constant (equation 8).
+rectified values, in which decoder and b_dec are held constant.
 """
 
 from __future__ import annotations

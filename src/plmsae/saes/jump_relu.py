@@ -1,10 +1,10 @@
-"""JumpReLU SAE (Rajamanoharan et al. 2024b, "Jumping Ahead", sections 3 and 4, appendix J; Gemma Scope).
+"""JumpReLU SAE (Rajamanoharan et al. 2024b, "Jumping Ahead", sections 3 and 4; Gemma Scope).
 
     p = W_enc x + b_enc;   z = p where p > theta, zero elsewhere;   x^ = W_dec^T z + b_dec
     L = mean_t ||x - x^||^2 + lambda * mean_t sum_i H(p_i - theta_i)
 
 theta [n] is a parameter of its own, kept raw and in fp32: as a logarithm it hardly moves under Adam. The jump has no
-useful gradient, so the expected one is estimated with a rectangular kernel of width eps (equations 11 and 12):
+useful gradient, so the expected one is estimated with a rectangular kernel of width eps (their section 3):
 
     d z_i / d theta_i = -(theta_i / eps) K((p_i - theta_i) / eps)        K(u) = 1 for |u| < 1/2, else 0
     d H / d theta_i   = -(1 / eps)       K((p_i - theta_i) / eps)        and no gradient to p from H
@@ -82,6 +82,7 @@ class JumpReLU(Dictionary):
         "initial_threshold": 0.001,
     }
     homogeneous: ClassVar[tuple[str, ...]] = (*Dictionary.homogeneous, "threshold")
+    pre_bias: ClassVar[bool] = False
     betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
     own_group: ClassVar[tuple[str, ...]] = ("threshold",)
     reaches: ClassVar[Mapping[str, frozenset[str]]] = {
@@ -125,6 +126,12 @@ class JumpReLU(Dictionary):
             penalty = (penalty / self.target_l0 - 1.0).square()
         values = {"reconstruction": error, "penalty": penalty}
         return Terms(values, {"reconstruction": 1.0, "penalty": self.penalty_factor * self.penalty}, error, z > 0)
+
+    @torch.no_grad()
+    def revive(self, latents: Tensor, directions: Tensor) -> None:
+        """See the base class; thresholds start anew."""
+        super().revive(latents, directions)
+        self.threshold[latents] = self.initial_threshold
 
     @torch.no_grad()
     def constrain_weights(self) -> None:

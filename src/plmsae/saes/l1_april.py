@@ -38,6 +38,7 @@ class L1April(Dictionary):
 
     default_options: ClassVar[Mapping[str, Any]] = {"penalty": None}
     unit_norm: ClassVar[bool] = False
+    pre_bias: ClassVar[bool] = False
     reaches: ClassVar[Mapping[str, frozenset[str]]] = {
         "reconstruction": frozenset({"W_enc", "b_enc", "W_dec", "b_dec"}),
         "penalty": frozenset({"W_enc", "b_enc", "W_dec"}),

@@ -97,7 +97,7 @@ class Matryoshka(BatchTopK):
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """See the module docstring."""
         pre = self._pre_activations(x)
-        z = keep_largest(pre.relu(), self.config.k * len(x))
+        z = keep_largest(pre.relu(), self.training_k * len(x))
         reconstructions = self.prefix_reconstructions(z)
         errors = [mean_squared_error(x, x_hat) for x_hat in reconstructions]
         values = {"reconstruction": self._reduced(x, errors), "aux": self._aux(x, reconstructions[-1], pre, dead)}

@@ -47,7 +47,7 @@ class TopK(Dictionary):
 
     def latents(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return self._largest_of_each(self._pre_activations(x))
+        return self._largest_of_each(self._pre_activations(x), self.config.k)
 
     def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class; always k columns."""
@@ -61,7 +61,7 @@ class TopK(Dictionary):
         indices = None if dead is None else dead.nonzero().flatten()
         total, reconstruction, aux, picks, values = SparseTopKStep.apply(  # type: ignore[no-untyped-call]
             x, self.W_enc, self.b_enc, self.W_dec, self.b_dec,
-            indices, self.config.k, self.aux_k, self.aux_alpha, self._work,
+            indices, self.training_k, self.aux_k, self.aux_alpha, self._work,
         )  # fmt: skip
         counts = torch.zeros(self.config.dictionary_size, dtype=torch.int64, device=x.device)
         counts.index_add_(0, picks.flatten(), (values > 0).flatten().long())
@@ -70,7 +70,7 @@ class TopK(Dictionary):
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """The loss as the paper writes it, left to autograd: the reference for `SparseTopKStep`."""
         pre = self._pre_activations(x)
-        z = self._largest_of_each(pre)
+        z = self._largest_of_each(pre, self.training_k)
         x_hat = z @ self.W_dec + self.b_dec
         error = mean_squared_error(x, x_hat)
         aux = self._aux(x, x_hat, pre, dead)
@@ -81,8 +81,8 @@ class TopK(Dictionary):
     def _pre_activations(self, x: Tensor) -> Tensor:
         return (x - self.b_dec) @ self.W_enc.t() + self.b_enc
 
-    def _largest_of_each(self, pre: Tensor) -> Tensor:
-        top = pre.topk(self.config.k, dim=1)
+    def _largest_of_each(self, pre: Tensor, k: int) -> Tensor:
+        top = pre.topk(k, dim=1)
         return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
 
     def _aux(self, x: Tensor, x_hat: Tensor, pre: Tensor, dead: Tensor | None) -> Tensor:

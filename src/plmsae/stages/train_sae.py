@@ -64,6 +64,21 @@ class TrainSaeParams(Params):
     aux_k: int | None = Field(
         None, ge=1, description="Dead latents that AuxK may use per residue; null takes half of the activations' width."
     )
+    anneal_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the training over which the selected latents per residue fall linearly from the "
+        "activations' width to k (topk, batch_topk, matryoshka); 0 selects k throughout.",
+    )
+    resample_steps: list[int] = Field(
+        [],
+        description="Steps after which dead latents are started anew at what is reconstructed worst (Bricken et al. "
+        "2023); none if empty.",
+    )
+    num_resample_rows: int = Field(
+        819_200, ge=1, le=16_777_216, description="Training residues, at most, whose errors then say where."
+    )
     penalty: float | None = Field(
         None,
         ge=0,
@@ -123,6 +138,13 @@ class TrainSaeParams(Params):
             raise ValueError(f"unknown architecture; {did_you_mean(value, trainable_architectures())}")
         return value
 
+    @field_validator("resample_steps")
+    @classmethod
+    def _steps(cls, value: list[int]) -> list[int]:
+        if any(step < 1 for step in value) or sorted(set(value)) != value:
+            raise ValueError(f"steps must ascend from at least 1, not {value}")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainSaeParams:
         if (self.expansion_factor is None) == (self.dictionary_size is None):
@@ -131,6 +153,8 @@ class TrainSaeParams(Params):
             if getattr(self, name) is not None and self.architecture not in architectures:
                 raise ValueError(f"{name} is for {', '.join(architectures)}; with {self.architecture} set it to null")
         selects = self.architecture in _SELECTS_K
+        if self.anneal_fraction and not selects:
+            raise ValueError(f"anneal_fraction is for {', '.join(_SELECTS_K)}; with {self.architecture} set it to 0")
         if selects and self.dictionary_size is not None and self.k > self.dictionary_size:
             raise ValueError(f"k = {self.k} is larger than the dictionary of {self.dictionary_size} latents")
         return self
@@ -213,7 +237,7 @@ def run(context: StageContext) -> StageResult:
         "training_tokens": settings.num_steps * settings.batch_size,
         "training_epochs": settings.num_steps * settings.batch_size / metadata.num_tokens["train"],
     }
-    record = {
+    record: dict[str, Any] = {
         "steps": settings.num_steps,
         "tokens": metrics["training_tokens"],
         "train_rows": metadata.num_tokens["train"],
@@ -230,6 +254,10 @@ def run(context: StageContext) -> StageResult:
         "sequences_sha256": metadata.sequences_sha256,
         "activations_manifest_sha256": manifest_sha256(store),
     }
+    if params.anneal_fraction:
+        record["anneal_fraction"] = params.anneal_fraction
+    if params.resample_steps:
+        record["resample_steps"] = params.resample_steps
     if params.architecture in _OPTIONS["penalty"]:
         record["penalty_warmup_fraction"] = settings.penalty_warmup_fraction
     export(sae, record, metrics, context.output / "sae")
@@ -312,6 +340,10 @@ def _settings(params: TrainSaeParams, metadata: StoreMetadata) -> TrainingSettin
         seed=params.seed,
         device=resolve_device(params.device),
         penalty_warmup_fraction=params.penalty_warmup_fraction,
+        anneal_fraction=params.anneal_fraction,
+        anneal_from=max(params.k, min(metadata.d_model, size)),
+        resample_steps=tuple(params.resample_steps),
+        num_resample_rows=params.num_resample_rows,
     )
 
 

@@ -19,11 +19,13 @@ from plmsae.progress import Progress
 from plmsae.saes import build
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.config import SaeConfig
+from plmsae.saes.dictionary import Dictionary
 from plmsae.training.center import geometric_median
 from plmsae.training.checkpoint import latest_checkpoint, latest_step, save_checkpoint
 from plmsae.training.data import BatchSource, StepStream, rows
 from plmsae.training.metrics import ReconstructionMetrics
 from plmsae.training.module import SaeModule
+from plmsae.training.resampling import resample
 from plmsae.training.settings import TrainingSettings
 
 logger = logging.getLogger("plmsae")
@@ -50,8 +52,16 @@ class Trained:
 class _Run:
     """What happens after each step."""
 
-    def __init__(self, settings: TrainingSettings, valid: BatchSource, variance: float, checkpoints: Path) -> None:
-        self.settings, self.valid, self.variance, self.checkpoints = settings, valid, variance, checkpoints
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        source: BatchSource,
+        valid: BatchSource,
+        variance: float,
+        checkpoints: Path,
+    ) -> None:
+        self.settings, self.source, self.valid = settings, source, valid
+        self.variance, self.checkpoints = variance, checkpoints
         self.curves: list[dict[str, float]] = []
         self.progress: Progress | None = None
 
@@ -65,12 +75,22 @@ class _Run:
             module.check_finite()
         if look:
             self._look(module)
+        if step in settings.resample_steps:
+            self._resample(module)
         if self.progress is not None:
             row = self.curves[-1] if self.curves else {}
             shown = {name: row[name] for name in ("fvu", "l0", "dead_fraction") if row}
             self.progress.update(settings.batch_size, **shown)
         if save:
             save_checkpoint(self.checkpoints, module.checkpoint({"curves": self.curves, "variance": self.variance}))
+
+    def _resample(self, module: SaeModule) -> None:
+        dead = module.dead.nonzero().flatten()
+        if len(dead) and isinstance(module.sae, Dictionary):
+            # Of the step alone, so that a resumed run draws alike.
+            generator = torch.Generator().manual_seed(self.settings.seed + module.num_steps_done)
+            resample(module.sae, self.source, dead, self.settings.num_resample_rows, generator)
+            module.forget(dead)
 
     def _look(self, module: SaeModule) -> None:
         *sums, num_steps = module.window.tolist()
@@ -134,7 +154,7 @@ def train(
         variance = _initialise(sae, source, settings)
     else:
         variance = float(checkpoint.info["variance"])
-    run = _Run(settings, valid, variance, checkpoints)
+    run = _Run(settings, source, valid, variance, checkpoints)
     module = SaeModule(sae.to(settings.device), settings, run.after_step)
     if checkpoint is not None:
         run.curves = list(checkpoint.info["curves"])

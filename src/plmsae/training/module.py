@@ -17,7 +17,7 @@ from torch import Tensor
 from plmsae.errors import DataError
 from plmsae.saes.base import LossTerms, SparseAutoencoder
 from plmsae.training.checkpoint import Checkpoint
-from plmsae.training.schedules import penalty_warmup, warmup_decay
+from plmsae.training.schedules import annealed_k, penalty_warmup, warmup_decay
 from plmsae.training.settings import TrainingSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -86,6 +86,9 @@ class SaeModule(LightningModule):
         settings, optimizer = self.settings, self.optimizers()
         step, num_steps = self.num_steps_done, settings.num_steps
         self.sae.penalty_factor = penalty_warmup(step, num_steps, settings.penalty_warmup_fraction)
+        if settings.anneal_fraction:
+            k, start = self.sae.config.k, settings.anneal_from
+            self.sae.training_k = annealed_k(step, num_steps, k, start, settings.anneal_fraction)
         terms: LossTerms = self.sae.loss(batch, self.dead)
         active = terms.counts.sum() / len(batch)
         values = [terms.total.detach(), terms.reconstruction, terms.aux, active, torch.ones_like(active)]
@@ -121,6 +124,15 @@ class SaeModule(LightningModule):
                 where=f"learning rate {self.settings.learning_rate:.3g}",
                 fix="lower train_sae.learning_rate or lengthen train_sae.warmup_steps",
             )
+
+    def forget(self, latents: Tensor) -> None:
+        """Give latents [m] that were started anew fresh moments, and count their silence from now."""
+        state = self.optimizers().optimizer.state
+        for name, parameter in self.sae.named_parameters():
+            if name != "b_dec":  # all others have a row per latent
+                state[parameter]["exp_avg"][latents] = 0.0
+                state[parameter]["exp_avg_sq"][latents] = 0.0
+        self.tokens_since_fired[latents] = 0
 
     def checkpoint(self, info: dict[str, Any]) -> Checkpoint:
         """Everything that the rest of the training depends on; `info` is what the loop adds."""

@@ -27,6 +27,10 @@ class TrainingSettings:
         device: `cpu` or `cuda`.
         clip_norm: Bound of the gradient's global norm, after the projection.
         penalty_warmup_fraction: Share of the training over which a sparsity penalty rises linearly to its weight.
+        anneal_fraction: Share of the training over which k falls from `anneal_from`; 0 for none.
+        anneal_from: Latents per token at the first step.
+        resample_steps: Steps after which dead latents are started anew.
+        num_resample_rows: Training rows whose errors then say where.
         num_init_rows: Rows behind the initial decoder bias and the variance that training FVU is relative to.
     """
 
@@ -43,6 +47,10 @@ class TrainingSettings:
     device: str = "cpu"
     clip_norm: float = 1.0
     penalty_warmup_fraction: float = 0.05
+    anneal_fraction: float = 0.0
+    anneal_from: int = 1
+    resample_steps: tuple[int, ...] = ()
+    num_resample_rows: int = 819_200
     num_init_rows: int = 16_384
 
 
