@@ -61,6 +61,23 @@ def test_the_bounds_of_beck_and_teboulle_hold_at_every_step(
         assert bool((run.history.diff(dim=0) <= 1e-12).all())  # ISTA descends at every step
 
 
+@forms
+def test_every_iterate_is_that_of_the_paper(nonnegative: bool) -> None:
+    """Beck & Teboulle's (4.1)-(4.3) as they are written, one token at a time, beside the batch with its savings."""
+    x, atoms = problem(num_tokens=2)
+    lipschitz, penalty = lipschitz_bound(atoms), 0.05
+    for token in x:
+        old, y, t = torch.zeros(30).double(), torch.zeros(30).double(), 1.0
+        for step in range(1, 30):
+            new = soft_threshold(
+                y - atoms @ (atoms.T @ y - token) / lipschitz, penalty / lipschitz, nonnegative=nonnegative
+            )
+            t_next = (1 + math.sqrt(1 + 4 * t**2)) / 2
+            y, old, t = new + (t - 1) / t_next * (new - old), new, t_next
+            ours = sparse_code(token[None], atoms, penalty, nonnegative=nonnegative, tolerance=0.0, max_iterations=step)
+            torch.testing.assert_close(ours.codes[0], new, rtol=0, atol=1e-12)
+
+
 def test_fista_needs_far_fewer_steps_than_ista() -> None:
     x, atoms = problem(d=16, n=48)
     most: dict[Method, int] = {}
