@@ -159,7 +159,8 @@ def test_the_gap_bounds_the_distance_to_the_optimum_at_any_step(
     assert bool((run.objective <= 0.5 * x.square().sum(1) + 1e-12).all())
     torch.testing.assert_close(run.objective, objective(x, atoms, run.codes, penalty))
     scaled = sparse_code(scale * x, atoms, scale * penalty, **how)
-    torch.testing.assert_close(scaled.codes, scale * run.codes, rtol=1e-9, atol=1e-12 * scale)
+    # A token whose gap rounds to 0 stops; that is within the square root of the precision.
+    torch.testing.assert_close(scaled.codes, scale * run.codes, rtol=1e-6, atol=1e-6 * scale)
     correlation = (x - best.codes @ atoms) @ atoms.T
     slack = 1e-3 * penalty + 2e-4  # a gap of 1e-9 leaves the residual within sqrt(2 gap)
     assert float((correlation if nonnegative else correlation.abs()).max()) <= penalty + slack

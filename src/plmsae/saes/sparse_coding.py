@@ -137,7 +137,8 @@ def objective(x: Tensor, atoms: Tensor, codes: Tensor, penalty: float, *, conven
         UserError: Shapes do not fit or lambda is not positive.
         DataError: NaN or infinity.
     """
-    X, D = _check(x, atoms, penalty)
+    X, D = check_problem(x, atoms)
+    _check_penalty(penalty)
     z = _check_codes(codes, X, D)
     return _factor(convention) * _objective(X, D, z, penalty / _factor(convention))
 
@@ -167,7 +168,7 @@ def sparse_code(
         nonnegative: Restrict to z >= 0, the encoder's problem; false gives the signed form.
         convention: `half` or `full`.
         tolerance: Stop a token when its gap is at most this share of F(0); 0 runs to `max_iterations` unless the gap
-            is exactly 0.
+            rounds to 0.
         max_iterations: The most steps; tokens that need more are returned with `converged` false.
         start: z_0 [N, n]; zeros if not given.
         lipschitz: L if it is known (`lipschitz_bound`), which saves computing it; it must not be too small.
@@ -177,7 +178,8 @@ def sparse_code(
         UserError: Shapes do not fit, or an argument is out of range.
         DataError: x, the atoms or the start hold NaN or infinity.
     """
-    X, D = _check(x, atoms, penalty)
+    X, D = check_problem(x, atoms)
+    _check_penalty(penalty)
     if method not in ("ista", "fista"):
         raise UserError(f"unknown method '{method}'", where="method", fix="use fista or ista")
     if not (math.isfinite(tolerance) and tolerance >= 0):
@@ -283,8 +285,13 @@ def _check_atoms(atoms: Tensor) -> Tensor:
     return atoms.detach().double()
 
 
-def _check(x: Tensor, atoms: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """x and the atoms in float64, or what is wrong with them."""
+def check_problem(x: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+    """x [N, d] and the atoms [n, d] in float64, or what is wrong with them.
+
+    Raises:
+        UserError: Shapes do not fit.
+        DataError: NaN, infinity, or a target too large to square.
+    """
     D = _check_atoms(atoms)
     if x.ndim != 2 or x.shape[1] != D.shape[1]:
         raise UserError(
@@ -300,11 +307,14 @@ def _check(x: Tensor, atoms: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
             where=f"row {int(bad.nonzero()[0])}",
             fix="leave these tokens out",
         )
+    return X, D
+
+
+def _check_penalty(penalty: float) -> None:
     if not (math.isfinite(penalty) and penalty > 0):
         raise UserError(
             f"penalty {penalty} is not a positive number", where="penalty", fix="without a penalty use least squares"
         )
-    return X, D
 
 
 def _check_codes(codes: Tensor, x: Tensor, atoms: Tensor) -> Tensor:
