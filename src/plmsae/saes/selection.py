@@ -17,6 +17,7 @@ GROUP_SIZES = (8, 16, 32)
 # torch.topk needs about three times as long per candidate on rows this short (it sorts pairs instead of keeping a
 # heap), so two stages must cut the candidates by more than that.
 WORTHWHILE = 3.0
+SAMPLE_STRIDE = 61  # prime: a divisor of n would sample the same few latents of every row
 BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
@@ -52,8 +53,23 @@ def top_k_indices(pre: Tensor, k: int) -> Tensor:
 def keep_largest(values: Tensor, count: int) -> Tensor:
     """The `count` largest of all entries of [B, n] where they stand, zero elsewhere."""
     flat = values.flatten()
-    chosen = flat.detach().topk(min(count, len(flat)), sorted=False).indices
+    chosen = _largest(flat.detach(), min(count, len(flat)))
     return torch.zeros_like(flat).scatter(0, chosen, flat[chosen]).view_as(values)
+
+
+def _largest(flat: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest entries of [N], in no particular order.
+
+    On a CPU torch.topk moves every entry about. A sample says which value somewhat more than `count` entries exceed;
+    if they do, the largest are among them, and only those are sorted.
+    """
+    sample = flat[::SAMPLE_STRIDE]
+    rank = int(1.25 * count / SAMPLE_STRIDE) + 16
+    if flat.device.type == "cpu" and rank < len(sample):
+        candidates = (flat > sample.topk(rank).values[-1]).nonzero().flatten()
+        if len(candidates) >= count:
+            return candidates[flat[candidates].topk(count, sorted=False).indices]
+    return flat.topk(count, sorted=False).indices
 
 
 def sparse_rows(latents: Callable[[Tensor], Tensor], x: Tensor, block_rows: int) -> tuple[Tensor, Tensor]:
