@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from plmsae.errors import DataError
 from plmsae.saes import build, load_folder, save
-from plmsae.saes.jump_relu import JumpReLU
+from plmsae.saes.jump_relu import JumpReLU, kernel
 from tests.saes.by_hand import ROWS, by_hand, fill
 from tests.saes.conftest import config_of, generic_sae
 
@@ -42,6 +42,11 @@ def test_the_estimated_gradients_by_hand() -> None:
     (error,) = torch.autograd.grad(values["reconstruction"], sae.threshold)
     # dL/dz = (x^ - x) . W_dec / 2: row 1 has (0, -2), so -1 and -0.8; row 0 has 1.3 along the atom, so 0.65.
     torch.testing.assert_close(error, torch.tensor([0.0, -2.0 / 0.4 * -1.0, -1.2 / 0.4 * (-0.8 + 0.65)]))
+
+
+def test_the_kernel_is_as_wide_as_the_bandwidth() -> None:
+    pre = torch.tensor([[0.29, 0.31, 0.5, 0.69, 0.71]])
+    assert kernel(pre, torch.full((5,), 0.5), 0.4).tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]
 
 
 def test_target_l0_by_hand_and_its_direction() -> None:

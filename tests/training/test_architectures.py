@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from plmsae.saes import build, save, trainable_architectures
+from plmsae.training.center import geometric_median
 from plmsae.training.checkpoint import latest_checkpoint
 from plmsae.training.export import prefix_fvu
 from plmsae.training.loop import Trained, train
@@ -112,3 +113,46 @@ def test_optimiser_groups_hold_every_parameter_once(architecture: str) -> None:
     assert sorted(held) == sorted(id(parameter) for parameter in sae.parameters())
     assert [len(group["params"]) for group in optimizer.param_groups[1:]] == [1] * len(sae.own_group)
     assert {group["betas"] for group in optimizer.param_groups} == {sae.betas}
+
+
+@pytest.mark.parametrize("architecture", ["relu", "l1_april", "jump_relu"])
+def test_the_penalty_warms_up_in_the_loop(architecture: str, tmp_path: Path) -> None:
+    settings = small_settings(num_steps=12, validate_every=1, penalty_warmup_fraction=0.5)
+    options = {"penalty": 0.1} if architecture != "jump_relu" else {"penalty": 0.1, "bandwidth": 0.1}
+    config = small_config(64, architecture=architecture, **options)
+    source = Rows(activations(8000), 256)
+    curves = train(config, "auto", source, Rows(activations(300), 256), settings, tmp_path).curves
+    sample = activations(8000)[: settings.num_init_rows].double()
+    variance = float((sample - sample.mean(0)).square().sum(1).mean())
+    for row in curves:
+        penalty = row["loss"] - row["fvu"] * variance
+        factor = min(1.0, row["step"] / 6)
+        assert penalty == pytest.approx(0.1 * factor * row["aux_loss"], rel=1e-4), row["step"]
+
+
+def test_five_steps_of_jump_relu_written_out(tmp_path: Path) -> None:
+    """Thresholds are clipped apart: in one norm with the weights a large gradient there would scale them away."""
+    changes = {"num_steps": 5, "clip_norm": 0.05, "decay_fraction": 0.0, "penalty_warmup_fraction": 0.0}
+    settings = small_settings(**changes)
+    x = activations(8000)
+    config = small_config(architecture="jump_relu", **CONFIGS["jump_relu"])
+    trained = train(config, "auto", Rows(x, 256), Rows(x[:300], 256), settings, tmp_path).sae
+    sae = build(config)
+    sae.initialise(torch.Generator().manual_seed(settings.seed), geometric_median(x[: settings.num_init_rows]))
+    weights = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+    thresholds = [sae.get_parameter("threshold")]
+    optimizer = torch.optim.Adam(
+        [{"params": weights}, {"params": thresholds}], lr=settings.learning_rate, betas=(0.0, 0.999), eps=6.25e-10
+    )
+    clipped = []
+    for step in range(5):
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = settings.learning_rate * (step + 1) / 10
+        optimizer.zero_grad()
+        sae.loss(x[step * 256 : step * 256 + 256]).total.backward()  # type: ignore[no-untyped-call]
+        sae.constrain_gradients()
+        clipped.append([float(torch.nn.utils.clip_grad_norm_(group, 0.05)) for group in (weights, thresholds)])
+        optimizer.step()
+        sae.constrain_weights()
+    assert all(norm > 0.05 for norms in clipped for norm in norms)  # both clips did something
+    for name, parameter in sae.named_parameters():
+        torch.testing.assert_close(trained.get_parameter(name), parameter.detach(), rtol=1e-4, atol=1e-6)
