@@ -11,10 +11,12 @@ from plmsae.saes.base import SparseAutoencoder
 # suit so small a dictionary.
 SMALL: dict[str, dict[str, Any]] = {
     "gated": {"k": 40, "options": {"penalty": 0.02}},
+    "ica": {"dictionary_size": 24},
     "jump_relu": {"k": 40, "options": {"bandwidth": 0.5, "initial_threshold": 0.1, "penalty": 0.01}},
     "l1_april": {"k": 40, "options": {"penalty": 0.02}},
     "matryoshka": {"options": {"group_sizes": [4, 12, 24]}},
     "neurons": {"dictionary_size": 24, "k": 12},
+    "pca": {"dictionary_size": 24},
     "relu": {"k": 40, "options": {"penalty": 0.02}},
 }
 

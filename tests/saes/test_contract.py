@@ -29,9 +29,9 @@ def inputs(num_rows: int = 50, seed: int = 7, dtype: torch.dtype = torch.float32
 
 def test_the_registry_names_what_it_holds() -> None:
     assert set(trainable_architectures()) < set(architectures())
-    assert {"neurons", "topk", "batch_topk", "matryoshka", "relu", "l1_april", "jump_relu", "gated"} <= set(
-        architectures()
-    )
+    trained = {"topk", "batch_topk", "matryoshka", "relu", "l1_april", "jump_relu", "gated"}
+    assert trained <= set(trainable_architectures())
+    assert {"neurons", "pca", "ica", "random"} == set(architectures()) - set(trainable_architectures())
     with pytest.raises(UserError, match="did you mean 'topk'"):
         sae_class("top_k")
 

@@ -22,10 +22,13 @@ __all__ = ["SaeConfig", "architectures", "build", "load_folder", "sae_class", "s
 _ARCHITECTURES: dict[str, tuple[str, bool]] = {
     "batch_topk": ("plmsae.saes.batch_topk:BatchTopK", True),
     "gated": ("plmsae.saes.gated:Gated", True),
+    "ica": ("plmsae.saes.components:ICA", False),
     "jump_relu": ("plmsae.saes.jump_relu:JumpReLU", True),
     "l1_april": ("plmsae.saes.l1_april:L1April", True),
     "matryoshka": ("plmsae.saes.matryoshka:Matryoshka", True),
     "neurons": ("plmsae.saes.neurons:Neurons", False),
+    "pca": ("plmsae.saes.components:PCA", False),
+    "random": ("plmsae.saes.random_dictionary:RandomDictionary", False),
     "relu": ("plmsae.saes.relu:ReLU", True),
     "topk": ("plmsae.saes.topk:TopK", True),
 }
