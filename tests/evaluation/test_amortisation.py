@@ -99,9 +99,12 @@ def test_the_numbers_keep_their_order_for_every_architecture(architecture: str) 
 
 
 def test_the_default_penalty_makes_the_optimum_as_sparse_as_the_encoder() -> None:
-    found = amortisation_gap(generic_sae("topk"), tokens(300).float())
-    assert found.l0_optimum == pytest.approx(found.l0_encoder, rel=0.05)  # 256 of the 300 tokens set it
-    assert found.excess > 0.01
+    for tolerance in (1e-4, 3e-2):  # also where the gap is too wide for the support to have settled
+        found = amortisation_gap(generic_sae("topk"), tokens(200).float(), tolerance=tolerance)
+        assert found.l0_optimum == pytest.approx(found.l0_encoder, rel=0.0101)
+        assert found.excess > 0.01
+    more = amortisation_gap(generic_sae("topk"), tokens(400).float())
+    assert more.l0_optimum == pytest.approx(more.l0_encoder, rel=0.05)  # 256 of the 400 tokens set it
 
 
 def numbers(found: AmortisationGap, scale: float = 1.0) -> list[float]:

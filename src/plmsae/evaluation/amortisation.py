@@ -195,13 +195,13 @@ def _penalty_of(l0: float, x: Tensor, atoms: Tensor, lipschitz: float, tolerance
         )
     # In between, L0 falls as lambda grows, all but monotonically: keep the closest of the values tried.
     low, high = math.log(LOWEST_PENALTY * highest), math.log(highest)
-    closest, best, codes = math.inf, math.exp(low), None
+    # Every solve starts at zero, as the one that is reported does: at a finite gap the support depends on the start.
+    closest, best = math.inf, math.exp(low)
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
         codes = sparse_code(
-            x, atoms, math.exp(middle), tolerance=tolerance, max_iterations=max_iterations, lipschitz=lipschitz,
-            start=codes,
-        ).codes  # fmt: skip
+            x, atoms, math.exp(middle), tolerance=tolerance, max_iterations=max_iterations, lipschitz=lipschitz
+        ).codes
         found = float((codes > 0).sum(1).double().mean())
         if abs(found - l0) < closest:
             closest, best = abs(found - l0), math.exp(middle)
