@@ -56,6 +56,11 @@ class TrainSaeParams(Params):
     learning_rate: float | None = Field(
         None, gt=0, lt=1, description="Adam's rate after the warm-up; null takes 2e-4 sqrt(2^14 / dictionary size)."
     )
+    center: Literal["geometric_median", "mean", "zero"] = Field(
+        "geometric_median",
+        description="Where the decoder's bias starts, from the first training residues. l1_april always starts at "
+        "zero, as its paper does.",
+    )
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
     decay_fraction: float = Field(
         0.2, ge=0, le=1, description="Share of the training, at its end, over which the rate falls linearly to zero."
@@ -254,6 +259,8 @@ def run(context: StageContext) -> StageResult:
         "sequences_sha256": metadata.sequences_sha256,
         "activations_manifest_sha256": manifest_sha256(store),
     }
+    if params.center != "geometric_median":
+        record["center"] = params.center
     if params.anneal_fraction:
         record["anneal_fraction"] = params.anneal_fraction
     if params.resample_steps:
@@ -342,6 +349,7 @@ def _settings(params: TrainSaeParams, metadata: StoreMetadata) -> TrainingSettin
         penalty_warmup_fraction=params.penalty_warmup_fraction,
         anneal_fraction=params.anneal_fraction,
         anneal_from=max(params.k, min(metadata.d_model, size)),
+        center=params.center,
         resample_steps=tuple(params.resample_steps),
         num_resample_rows=params.num_resample_rows,
     )

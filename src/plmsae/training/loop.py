@@ -20,7 +20,7 @@ from plmsae.saes import build
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary
-from plmsae.training.center import geometric_median
+from plmsae.training.center import starting_center
 from plmsae.training.checkpoint import latest_checkpoint, latest_step, save_checkpoint
 from plmsae.training.data import BatchSource, StepStream, rows
 from plmsae.training.metrics import ReconstructionMetrics
@@ -170,7 +170,7 @@ def train(
 
 
 def _initialise(sae: SparseAutoencoder, source: BatchSource, settings: TrainingSettings) -> float:
-    """Put `b_dec` at the geometric median of the first rows; returns their variance."""
+    """Set the starting weights, with `b_dec` at a centre of the first rows; returns their variance."""
     sample = torch.cat(list(rows(source, settings.num_init_rows)))
     variance = float((sample.double() - sample.double().mean(0)).square().sum(1).mean())
     if not variance > 0:
@@ -178,7 +178,7 @@ def _initialise(sae: SparseAutoencoder, source: BatchSource, settings: TrainingS
             f"the first {len(sample)} activation rows are all the same",
             fix="extract activations of more sequences: dvc repro --force extract_activations",
         )
-    sae.initialise(torch.Generator().manual_seed(settings.seed), geometric_median(sample))
+    sae.initialise(torch.Generator().manual_seed(settings.seed), starting_center(sample, settings.center))
     return variance
 
 

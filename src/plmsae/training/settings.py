@@ -31,6 +31,7 @@ class TrainingSettings:
         anneal_from: Latents per token at the first step.
         resample_steps: Steps after which dead latents are started anew.
         num_resample_rows: Training rows whose errors then say where.
+        center: Where the decoder's bias starts, one of `plmsae.training.center.CENTERS`.
         num_init_rows: Rows behind the initial decoder bias and the variance that training FVU is relative to.
     """
 
@@ -51,6 +52,7 @@ class TrainingSettings:
     anneal_from: int = 1
     resample_steps: tuple[int, ...] = ()
     num_resample_rows: int = 819_200
+    center: str = "geometric_median"
     num_init_rows: int = 16_384
 
 
