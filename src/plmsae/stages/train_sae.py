@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from plmsae.errors import UserError, did_you_mean
 from plmsae.params import Params
-from plmsae.saes import trainable_architectures
+from plmsae.saes import sparsity, trainable_architectures
 from plmsae.stages.spec import Input, Plot, Resources, Stage, StageContext, StageResult
 
 if TYPE_CHECKING:
@@ -366,8 +366,8 @@ def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
 
 def _summary(config: SaeConfig, settings: TrainingSettings, metrics: Mapping[str, float]) -> str:
     return (
-        f"A {config.architecture} SAE with {config.dictionary_size:,} latents (k = {config.k}) on layer {config.layer} "
-        f"({config.hook}) of {config.plm}, trained on {metrics['training_tokens']:,} residues "
+        f"A {config.architecture} SAE with {config.dictionary_size:,} latents ({sparsity(config)}) on layer "
+        f"{config.layer} ({config.hook}) of {config.plm}, trained on {metrics['training_tokens']:,} residues "
         f"({metrics['training_epochs']:.1f} epochs, {settings.num_steps:,} steps). On {metrics['num_tokens']:,} "
         f"residues of held-out proteins it leaves {metrics['fvu']:.1%} of the variance unexplained with "
         f"{metrics['l0']:.1f} latents active per residue; {metrics['dead_fraction']:.1%} of the latents never fire "

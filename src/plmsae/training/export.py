@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plmsae.saes import sae_class, save
+from plmsae.saes import save, sparsity
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.matryoshka import Matryoshka
@@ -84,20 +84,16 @@ def export(sae: SparseAutoencoder, record: Mapping[str, Any], metrics: Mapping[s
     (folder / CARD).write_text(card(sae.config, metrics, sae.latent_max), encoding="utf-8")
 
 
-def activity(config: SaeConfig) -> str:
-    """How many latents are active on a residue, in words."""
-    if sae_class(config.architecture).calibrated:
-        return f"{config.k} active per residue on average"
-    return f"at most {config.k} active per residue"
-
-
 def card(config: SaeConfig, metrics: Mapping[str, float], latent_max: Tensor) -> str:
     """What the SAE is, in words; registration adds the evaluation."""
     record = config.training
+    active = sparsity(config)
+    if active == f"k = {config.k}":
+        active = f"at most {config.k} active"
     numbers = "\n".join(f"| {label} | {metrics[name]:.4g} |" for name, label in _METRICS.items())
     return f"""# {config.architecture} SAE of {config.plm}, layer {config.layer}
 
-{config.dictionary_size:,} latents over activations of width {config.d_model}, {activity(config)}.
+{config.dictionary_size:,} latents over activations of width {config.d_model}, {active} per residue.
 
 | | |
 |---|---|
