@@ -71,6 +71,10 @@ def test_without_a_threshold_nothing_is_encoded_or_saved(tmp_path: Path) -> None
     with pytest.raises(UserError, match="no threshold yet") as user_error:
         sae.encode(torch.zeros(1, 12))
     assert "calibrate" in (user_error.value.fix or "")
+    with pytest.raises(UserError, match="on 0 rows"):
+        sae.calibrate(torch.zeros(0, 12))
+    with pytest.raises(DataError, match="1 of 2 activation rows"):
+        sae.calibrate(torch.tensor([[float("nan")] * 12, [0.0] * 12]))
     with pytest.raises(DataError, match="never calibrated"):
         save(sae, tmp_path / "sae")
     assert not list((tmp_path / "sae").iterdir())

@@ -94,8 +94,14 @@ class BatchTopK(TopK):
 
         Args:
             x: Held-out activations, scaled as in the training.
+
+        Raises:
+            UserError: There are no rows, or they are of another width.
+            DataError: A row holds NaN or infinity.
         """
         x = self.check_input(x)
+        if not len(x):
+            raise UserError("a threshold cannot be measured on 0 rows", fix="pass held-out activations")
         count = self.config.k * len(x)
         highest = x.new_zeros(0)
         for block in torch.split(x, rows_per_block(len(self.W_enc), x.device)):
