@@ -35,7 +35,8 @@ def train_sae(
         params: The other parameters of section `train_sae`, one JSON object; "{}" takes the defaults.
         architecture: SAE architecture.
         expansion_factor: Latents per dimension of the activations; null if dictionary_size is given.
-        k: Latents that may be active on a residue.
+        k: Latents active on a residue: the most of them with topk, their mean with batch_topk and matryoshka. The other
+            architectures have no such number.
         tokens: Length of the training in residues, rounded up to whole batches.
         seed: Seed of the initial weights and of the order of the rows.
     """

@@ -7,13 +7,26 @@ import torch
 from plmsae.saes import SaeConfig, build
 from plmsae.saes.base import SparseAutoencoder
 
+# What an architecture needs beyond d_model 12, 40 latents and k = 5: no number of latents per token, or options that
+# suit so small a dictionary.
+SMALL: dict[str, dict[str, Any]] = {
+    "gated": {"k": 40, "options": {"penalty": 0.02}},
+    "ica": {"dictionary_size": 24},
+    "jump_relu": {"k": 40, "options": {"bandwidth": 0.5, "initial_threshold": 0.1, "penalty": 0.01}},
+    "l1_april": {"k": 40, "options": {"penalty": 0.02}},
+    "matryoshka": {"options": {"group_sizes": [4, 12, 24]}},
+    "neurons": {"dictionary_size": 24, "k": 12},
+    "pca": {"dictionary_size": 24},
+    "relu": {"k": 40, "options": {"penalty": 0.02}},
+}
+
 
 def config_of(architecture: str, **changes: Any) -> SaeConfig:
-    shape = {"d_model": 12, "dictionary_size": 40, "k": 5}
-    if architecture == "neurons":
-        shape = {"d_model": 12, "dictionary_size": 24, "k": 12}
     settings: dict[str, Any] = {
-        **shape,
+        "d_model": 12,
+        "dictionary_size": 40,
+        "k": 5,
+        **SMALL.get(architecture, {}),
         "architecture": architecture,
         "plm": "esm_small",
         "plm_revision": "sha256:00",
@@ -35,6 +48,7 @@ def generic_sae(
             noise = torch.randn(tensor.shape, generator=generator).to(dtype)
             tensor.add_(noise.abs() if name == "latent_max" else 0.2 * noise)
         sae.constrain_weights()
+    sae.calibrate(torch.randn(200, sae.config.d_model, generator=generator).to(dtype))
     return sae
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from plmsae.errors import DataError, UserError
-from plmsae.saes import SaeConfig
+from plmsae.saes import SaeConfig, sparsity
 from tests.saes.conftest import config_of
 
 
@@ -69,3 +69,12 @@ def test_a_stored_configuration_is_read_strictly(text: str, message: str, fix: s
         SaeConfig.from_json(text, "some/config.json")
     assert "some/config.json" in (error.value.where or "")
     assert fix in (error.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "wanted"),
+    [("topk", "k = 5"), ("batch_topk", "k = 5 on average"), ("matryoshka", "k = 5 on average"),
+     ("relu", "any number active"), ("neurons", "k = 12")],
+)  # fmt: skip
+def test_how_many_latents_are_active_in_words(architecture: str, wanted: str) -> None:
+    assert sparsity(config_of(architecture)) == wanted

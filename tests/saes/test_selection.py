@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plmsae.saes.selection import group_size, top_k_indices
+from plmsae.saes.selection import group_size, keep_largest, top_k_indices
 
 
 @given(
@@ -29,3 +29,25 @@ def test_the_k_largest_are_chosen_also_among_ties(num_latents: int, k: int, roun
 )
 def test_two_stages_where_they_pay(num_latents: int, k: int, size: int) -> None:
     assert group_size(num_latents, k) == size
+
+
+@given(
+    shape=st.sampled_from([(1, 1), (3, 40), (50, 61), (100, 122), (64, 512)]),
+    share=st.floats(0.0, 1.0),
+    rounded=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_largest_of_a_batch_are_kept_where_they_stand(
+    shape: tuple[int, int], share: float, rounded: bool, seed: int
+) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).relu()
+    values[:, ::61] *= 9.0  # columns that a careless sample would see too often, or never
+    if rounded:
+        values = values.round()
+    count = max(1, int(share * values.numel()))
+    kept = keep_largest(values, count)
+    wanted = values.flatten().sort(descending=True).values[:count]
+    assert torch.equal(kept.flatten().sort(descending=True).values[:count], wanted)
+    assert torch.equal(kept[kept > 0], values[kept > 0])
+    assert int((kept > 0).sum()) <= count

@@ -167,6 +167,18 @@ def test_another_folder_gives_the_same_bytes_and_nothing_else_is_written(
         ({"k": 65}, "k = 65 is larger than the dictionary of 64"),
         ({"aux_k": 65}, "aux_k = 65 is larger"),
         ({"k": 6.0}, "train_sae.k"),
+        ({"penalty": 0.1}, "penalty is for gated, jump_relu, l1_april, relu; with topk set it to null"),
+        ({"architecture": "relu", "aux_k": 3}, "aux_k is for batch_topk, matryoshka, topk; with relu"),
+        ({"architecture": "relu", "penalty": -0.1}, "train_sae.penalty"),
+        ({"architecture": "jump_relu", "initial_threshold": -0.1}, "train_sae.initial_threshold"),
+        ({"architecture": "relu", "anneal_fraction": 0.1}, "anneal_fraction is for batch_topk, matryoshka, topk"),
+        ({"resample_steps": [10, 5]}, "steps must ascend"),
+        ({"resample_steps": [0]}, "steps must ascend"),
+        ({"group_fractions": "power_law"}, "group_fractions is for matryoshka"),
+        ({"architecture": "matryoshka", "group_fractions": [0.5, 0.4]}, "sum to 1"),
+        ({"architecture": "matryoshka", "group_fractions": [0.01, 0.99]}, r"group_sizes = \[0, 64\]"),
+        ({"architecture": "matryoshka", "group_fractions": "powerlaw"}, "train_sae.group_fractions"),
+        ({"architecture": "batch_topk", "k": 65}, "k = 65 is larger than the dictionary of 64"),
         ({"learnig_rate": 0.1}, "did you mean 'learning_rate'"),
     ],
 )
@@ -176,6 +188,44 @@ def test_parameters_that_cannot_work_are_refused_before_any_training(
     with pytest.raises(UserError, match=message):
         run(tmp_path, store, **changes)
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "l0"),
+    [
+        ("batch_topk", {}, (5.5, 6.5)),
+        ("matryoshka", {"group_fractions": [0.1, 0.3, 0.6]}, (5.5, 6.5)),
+        ("relu", {"penalty": 0.1}, (2, 32)),
+        ("l1_april", {"penalty": 0.1}, (2, 32)),
+        ("jump_relu", {"target_l0": 8, "penalty": 5.0, "bandwidth": 0.1, "initial_threshold": 0.05}, (7, 9)),
+        ("gated", {"penalty": 0.05}, (2, 32)),
+    ],
+)
+def test_every_other_architecture(
+    store: Path,
+    tmp_path: Path,
+    raw: tuple[Tensor, Tensor],
+    architecture: str,
+    changes: dict[str, Any],
+    l0: tuple[float, float],
+) -> None:
+    output = run(tmp_path, store, architecture=architecture, **changes)
+    metrics = json.loads((output / "metrics.json").read_text())
+    sae, valid = load_folder(output / "sae"), raw[1]
+    assert sae.config.architecture == architecture
+    fvu = float((valid - sae(valid)).square().sum() / (valid - valid.mean(0)).square().sum())
+    assert metrics["fvu"] == pytest.approx(fvu, rel=1e-3)
+    assert fvu < 0.5
+    assert l0[0] <= metrics["l0"] <= l0[1]
+    norms = sae.atoms.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+    assert sae.config.k == (6 if architecture in ("batch_topk", "matryoshka") else 64)
+    assert ("penalty_warmup_fraction" in sae.config.training) == ("penalty" in changes)
+    if architecture == "matryoshka":
+        assert (
+            metrics["fvu_prefix_1"] > metrics["fvu_prefix_2"] > metrics["fvu_prefix_3"] == pytest.approx(fvu, rel=1e-3)
+        )
+        assert sae.config.options["group_sizes"] == [6, 19, 39]
 
 
 def test_a_gpu_that_is_not_there(store: Path, tmp_path: Path) -> None:

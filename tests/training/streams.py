@@ -35,9 +35,9 @@ class Rows:
         return self.x[(torch.arange(self.batch_size) + step * self.batch_size) % len(self.x)]
 
 
-def small_config(k: int = 6, dictionary_size: int = 64, **options: object) -> SaeConfig:
+def small_config(k: int = 6, dictionary_size: int = 64, architecture: str = "topk", **options: object) -> SaeConfig:
     normaliser = {"kind": "rms", "scale": 1.0, "folded": False}
-    return SaeConfig("topk", D_MODEL, dictionary_size, k, "plm", "revision", 1, "residual", normaliser, options)
+    return SaeConfig(architecture, D_MODEL, dictionary_size, k, "plm", "revision", 1, "residual", normaliser, options)
 
 
 def small_settings(**changes: object) -> TrainingSettings:

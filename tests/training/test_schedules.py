@@ -1,6 +1,6 @@
 import pytest
 
-from plmsae.training.schedules import default_learning_rate, warmup_decay
+from plmsae.training.schedules import annealed_k, default_learning_rate, penalty_warmup, warmup_decay
 
 
 def test_warmup_plateau_and_decay_by_hand() -> None:
@@ -20,3 +20,17 @@ def test_the_factor_is_never_zero_or_above_one(warmup: int, decay: float) -> Non
 def test_default_rate_halves_when_the_dictionary_grows_fourfold() -> None:
     assert default_learning_rate(2**14) == pytest.approx(2e-4)
     assert default_learning_rate(2**12) == pytest.approx(4e-4)
+
+
+def test_the_penalty_rises_over_the_first_part_alone() -> None:
+    factors = [penalty_warmup(step, num_steps=40, fraction=0.1) for step in range(40)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 37)
+    assert {penalty_warmup(step, 7, 0.0) for step in range(7)} == {1.0}
+    assert penalty_warmup(0, 10, 0.05) == 1.0  # shorter than a step
+
+
+def test_k_falls_linearly_over_the_first_part_and_stays() -> None:
+    values = [annealed_k(step, num_steps=20, k=8, start=48, fraction=0.25) for step in range(20)]
+    assert values == [48, 40, 32, 24, 16] + [8] * 15
+    assert {annealed_k(step, 20, 8, 48, 0.0) for step in range(20)} == {8}
+    assert {annealed_k(step, 20, 8, 8, 0.5) for step in range(20)} == {8}

@@ -22,6 +22,8 @@ from plmsae.saes import build
 from plmsae.saes.base import SparseAutoencoder
 
 ROWS_AT_ONCE = 16_384
+# Architectures whose latents come in pairs, the positive and the negative part of one coordinate.
+_SIGNED = {"neurons": "neuron", "pca": "component", "ica": "component"}
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,11 @@ class Units:
         return self.sae.config.dictionary_size
 
     def unit_name(self, unit: int) -> str:
-        """For people: `latent 17`, or for neurons `neuron 5 +` and `neuron 5 -` (above and below its mean)."""
-        if self.sae.config.architecture == "neurons":
-            width = self.sae.config.d_model
-            return f"neuron {unit % width} {'+' if unit < width else '-'}"
+        """For people: `latent 17`, or `neuron 5 +` and `neuron 5 -` (above and below its mean), `component 5 +`."""
+        kind = _SIGNED.get(self.sae.config.architecture)
+        if kind is not None:
+            width = self.num_units // 2
+            return f"{kind} {unit % width} {'+' if unit < width else '-'}"
         return f"latent {unit}"
 
     @torch.no_grad()

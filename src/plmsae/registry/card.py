@@ -9,6 +9,7 @@ from plmsae.registry.evidence import Evidence
 from plmsae.registry.headlines import headline_rows
 from plmsae.registry.latents import top_concepts
 from plmsae.registry.tracking import flatten
+from plmsae.saes import sparsity
 
 if TYPE_CHECKING:
     from plmsae.saes.config import SaeConfig
@@ -37,8 +38,8 @@ def model_card(evidence: Evidence, config: SaeConfig, name: str, notes: str = ""
     kind = folded if config.normaliser["folded"] else f"activations divided by {config.normaliser['scale']:.6g}"
     parts = [
         f"# {name}",
-        f"A {config.architecture} sparse autoencoder with {config.dictionary_size:,} latents (k = {config.k}) on layer "
-        f"{config.layer} of the protein language model {config.plm}.",
+        f"A {config.architecture} sparse autoencoder with {config.dictionary_size:,} latents ({sparsity(config)}) on "
+        f"layer {config.layer} of the protein language model {config.plm}.",
         notes.strip(),
         "## Numbers",
         _table(("metric", "what it is", "value [interval]"), headline_rows(metrics)),
@@ -80,7 +81,7 @@ def short_description(evidence: Evidence, config: SaeConfig) -> str:
     """A few lines of Markdown for the version's page in MLflow."""
     rows = headline_rows(evidence.metrics())
     return (
-        f"{config.architecture}, {config.dictionary_size:,} latents, k = {config.k}, on layer {config.layer} of "
+        f"{config.architecture}, {config.dictionary_size:,} latents, {sparsity(config)}, on layer {config.layer} of "
         f"{config.plm} ({config.plm_revision}).\n\n" + _table(("metric", "what it is", "value [interval]"), rows)
     )
 

@@ -13,6 +13,7 @@ from plmsae.registry.headlines import HEADLINES
 from plmsae.registry.latents import top_concepts
 from plmsae.registry.page import cards, figures, page, paragraph, section, snippet, table
 from plmsae.registry.tracking import flatten
+from plmsae.saes import sparsity
 from plmsae.saes.config import SaeConfig
 
 _FIDELITY_FILE = "fidelity.csv"
@@ -39,7 +40,7 @@ def write_report(path: Path, evidence: Evidence, config: SaeConfig, name: str, n
         num_concepts: Rows of the concept table.
     """
     lead = (
-        f"A {config.architecture} sparse autoencoder: {config.dictionary_size:,} latents, k = {config.k}, on layer "
+        f"A {config.architecture} sparse autoencoder: {config.dictionary_size:,} latents, {sparsity(config)}, on layer "
         f"{config.layer} ({config.hook}) of {config.plm}."
     )
     metrics = evidence.metrics()

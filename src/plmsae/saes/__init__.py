@@ -16,13 +16,32 @@ from plmsae.saes.config import SaeConfig
 if TYPE_CHECKING:
     from plmsae.saes.base import SparseAutoencoder
 
-__all__ = ["SaeConfig", "architectures", "build", "load_folder", "sae_class", "save", "trainable_architectures"]
+__all__ = [
+    "SaeConfig",
+    "architectures",
+    "build",
+    "load_folder",
+    "sae_class",
+    "save",
+    "sparsity",
+    "trainable_architectures",
+]
 
 # name -> (module:class, whether it is trained)
 _ARCHITECTURES: dict[str, tuple[str, bool]] = {
+    "batch_topk": ("plmsae.saes.batch_topk:BatchTopK", True),
+    "gated": ("plmsae.saes.gated:Gated", True),
+    "ica": ("plmsae.saes.components:ICA", False),
+    "jump_relu": ("plmsae.saes.jump_relu:JumpReLU", True),
+    "l1_april": ("plmsae.saes.l1_april:L1April", True),
+    "matryoshka": ("plmsae.saes.matryoshka:Matryoshka", True),
     "neurons": ("plmsae.saes.neurons:Neurons", False),
+    "pca": ("plmsae.saes.components:PCA", False),
+    "random": ("plmsae.saes.random_dictionary:RandomDictionary", False),
+    "relu": ("plmsae.saes.relu:ReLU", True),
     "topk": ("plmsae.saes.topk:TopK", True),
 }
+_K_ON_AVERAGE = ("batch_topk", "matryoshka")
 
 
 def architectures() -> tuple[str, ...]:
@@ -33,6 +52,13 @@ def architectures() -> tuple[str, ...]:
 def trainable_architectures() -> tuple[str, ...]:
     """Names of the architectures that `train_sae` can train."""
     return tuple(name for name in architectures() if _ARCHITECTURES[name][1])
+
+
+def sparsity(config: SaeConfig) -> str:
+    """How many latents are active on a token, in words: `k = 32`, `k = 32 on average` or `any number active`."""
+    if config.k == config.dictionary_size:
+        return "any number active"
+    return f"k = {config.k} on average" if config.architecture in _K_ON_AVERAGE else f"k = {config.k}"
 
 
 def sae_class(architecture: str) -> type[SparseAutoencoder]:

@@ -29,7 +29,7 @@ class LossTerms:
     Attributes:
         total: Scalar to differentiate.
         reconstruction: Squared error, summed over d and averaged over tokens (detached scalar).
-        aux: Auxiliary term before its weight (detached scalar; 0 where it does not apply).
+        aux: The auxiliary or sparsity term before its weight (detached scalar; 0 where it does not apply).
         counts: int64 [n], on how many tokens each latent was above zero.
     """
 
@@ -46,6 +46,9 @@ class SparseAutoencoder(nn.Module, ABC):
         config: What it is and what it was trained on.
         options: `config.options` over the architecture's defaults.
         kernel: `auto` for the fastest training step, `reference` for the plain dense one; encoding is not affected.
+        penalty_factor: Factor of the sparsity penalty's weight, in [0, 1]; a training with a warm-up sets it.
+        training_k: Latents per token that a training step selects: k, or more while a training anneals it. Encoding
+            is not affected.
         latent_max: Largest value of each latent over a stated sample of training tokens, [n]; zeros until measured.
         concepts: Latent -> what it was found to mean; filled by `plmsae.load`, not part of the SAE's files.
     """
@@ -53,6 +56,13 @@ class SparseAutoencoder(nn.Module, ABC):
     default_options: ClassVar[Mapping[str, Any]] = {}
     # Tensors that scale with the input: f(s x; s b) = s f(x; b). An architecture with thresholds adds its own.
     homogeneous: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec", "latent_max")
+    # Whether a training step selects the latents that `encode` selects.
+    training_encodes: ClassVar[bool] = True
+    # Whether `encode` needs a threshold that is measured after the training (see `calibrate`).
+    calibrated: ClassVar[bool] = False
+    # Adam's decay rates, and the parameters with an optimiser group and a gradient clip of their own.
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    own_group: ClassVar[tuple[str, ...]] = ()
 
     b_enc: Tensor
     b_dec: Tensor
@@ -70,6 +80,8 @@ class SparseAutoencoder(nn.Module, ABC):
         self.config = config
         self.options: dict[str, Any] = {**self.default_options, **config.options}
         self.kernel = "auto"
+        self.penalty_factor = 1.0
+        self.training_k = config.k
         self.concepts: Mapping[int, str] = {}
         self.register_buffer("latent_max", torch.zeros(config.dictionary_size))
 
@@ -95,8 +107,9 @@ class SparseAutoencoder(nn.Module, ABC):
             x: Activations [N, d].
 
         Returns:
-            Indices int64 [N, k], distinct within a row and in no particular order, and values [N, k] >= 0; a value
-            is 0 where fewer than k latents are positive.
+            Indices int64 [N, m], distinct within a row and in no particular order, and values [N, m] >= 0; a value
+            is 0 where fewer than m latents are positive. m is k where every token has at most k latents; otherwise
+            it is the most that any of these tokens has.
 
         Raises:
             UserError: x is of another width.
@@ -106,6 +119,18 @@ class SparseAutoencoder(nn.Module, ABC):
     @abstractmethod
     def loss(self, x: Tensor, dead: Tensor | None = None) -> LossTerms:
         """Training loss of a batch [N, d]; `dead` (bool [n]) marks latents that have been silent for long."""
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set what `encode` needs beyond the trained weights, from held-out activations [N, d]; nothing by default."""
+        del x
+
+    def weights_problem(self) -> str | None:
+        """What makes the weights unusable beyond names, shapes and NaN, in words; None if nothing."""
+        return None
+
+    def with_unit_atoms(self) -> SparseAutoencoder:
+        """The same function with atoms of norm 1; the SAE itself where the training keeps them so."""
+        return self
 
     def constrain_gradients(self) -> None:
         """Change `.grad` before it is clipped and given to the optimiser; nothing by default."""

@@ -23,7 +23,8 @@ class SaeConfig:
         architecture: A name in `plmsae.saes.architectures()`.
         d_model: Width of the activations it reads.
         dictionary_size: Number of latents, n.
-        k: The most latents that fire on one token (n where the architecture sets no bound).
+        k: Latents that fire on one token: the most of them (`topk`), or their mean over tokens (`batch_topk`,
+            `matryoshka`); n where the architecture sets no number.
         plm: Protein language model whose activations it was trained on.
         plm_revision: Revision of that model.
         layer: Layer of the activations (DESIGN: index into hidden states).

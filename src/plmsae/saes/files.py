@@ -27,12 +27,14 @@ def save(sae: SparseAutoencoder, folder: Path) -> None:
     """Write an SAE; equal SAEs give equal bytes, and neither file is ever seen half-written.
 
     Raises:
-        DataError: A tensor holds NaN or infinity.
+        DataError: A tensor holds NaN or infinity, or values that the architecture cannot use.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     for name, tensor in tensors.items():
         _check_finite(name, tensor, folder / TENSORS, fix="do not save a diverged SAE; lower the learning rate")
+    if problem := sae.weights_problem():
+        raise DataError(problem, where=str(folder / TENSORS), fix="finish the SAE before it is saved")
     temporary = folder / f".{TENSORS}.tmp"
     save_file(tensors, temporary)
     os.replace(temporary, folder / TENSORS)
@@ -60,6 +62,8 @@ def load_folder(folder: Path) -> SparseAutoencoder:
     except UserError as error:
         raise DataError(error.problem, where=str(folder / CONFIG), fix=error.fix) from error
     sae.load_state_dict(_read_tensors(path, sae.state_dict()), strict=True, assign=True)
+    if problem := sae.weights_problem():
+        raise DataError(problem, where=str(path), fix=RESTORE)
     return sae.requires_grad_(False).eval()
 
 

@@ -10,13 +10,25 @@ from pydantic import Field, field_validator, model_validator
 
 from plmsae.errors import UserError, did_you_mean
 from plmsae.params import Params
-from plmsae.saes import trainable_architectures
+from plmsae.saes import sparsity, trainable_architectures
 from plmsae.stages.spec import Input, Plot, Resources, Stage, StageContext, StageResult
 
 if TYPE_CHECKING:
     from plmsae.activations.metadata import StoreMetadata
     from plmsae.saes.config import SaeConfig
     from plmsae.training.settings import TrainingSettings
+
+# Parameters that only some architectures have; set for another one they are refused rather than ignored.
+_SELECTS_K = ("batch_topk", "matryoshka", "topk")
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "aux_k": _SELECTS_K,
+    "penalty": ("gated", "jump_relu", "l1_april", "relu"),
+    "target_l0": ("jump_relu",),
+    "bandwidth": ("jump_relu",),
+    "initial_threshold": ("jump_relu",),
+    "group_fractions": ("matryoshka",),
+    "group_reduction": ("matryoshka",),
+}
 
 
 class TrainSaeParams(Params):
@@ -33,11 +45,21 @@ class TrainSaeParams(Params):
     dictionary_size: int | None = Field(
         None, ge=1, le=4_194_304, description="Number of latents; null if expansion_factor is given."
     )
-    k: int = Field(32, ge=1, description="Latents that may be active on a residue.")
+    k: int = Field(
+        32,
+        ge=1,
+        description="Latents active on a residue: the most of them with topk, their mean with batch_topk and "
+        "matryoshka. The other architectures have no such number.",
+    )
     tokens: int = Field(4_000_000, ge=1, description="Length of the training in residues, rounded up to whole batches.")
     batch_size: int = Field(2048, ge=1, le=1_048_576, description="Residues of a step.")
     learning_rate: float | None = Field(
         None, gt=0, lt=1, description="Adam's rate after the warm-up; null takes 2e-4 sqrt(2^14 / dictionary size)."
+    )
+    center: Literal["geometric_median", "mean", "zero"] = Field(
+        "geometric_median",
+        description="Where the decoder's bias starts, from the first training residues. l1_april always starts at "
+        "zero, as its paper does.",
     )
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
     decay_fraction: float = Field(
@@ -46,6 +68,48 @@ class TrainSaeParams(Params):
     aux_alpha: float = Field(1 / 32, ge=0, description="Weight of AuxK, which revives dead latents; 0 turns it off.")
     aux_k: int | None = Field(
         None, ge=1, description="Dead latents that AuxK may use per residue; null takes half of the activations' width."
+    )
+    anneal_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the training over which the selected latents per residue fall linearly from the "
+        "activations' width to k (topk, batch_topk, matryoshka); 0 selects k throughout.",
+    )
+    resample_steps: list[int] = Field(
+        [],
+        description="Steps after which dead latents are started anew at what is reconstructed worst (Bricken et al. "
+        "2023); none if empty.",
+    )
+    num_resample_rows: int = Field(
+        819_200, ge=1, le=16_777_216, description="Training residues, at most, whose errors then say where."
+    )
+    penalty: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the sparsity penalty of relu, l1_april, jump_relu and gated, for activations of unit "
+        "mean squared norm; null takes 0.1, 5 / sqrt(width), 0.001 (1 with target_l0) and 0.1.",
+    )
+    penalty_warmup_fraction: float = Field(
+        0.05, ge=0, le=1, description="Share of the training over which the sparsity penalty rises linearly."
+    )
+    target_l0: float | None = Field(
+        None, gt=0, description="Mean number of active latents that jump_relu is drawn to; null for a plain L0 penalty."
+    )
+    bandwidth: float | None = Field(
+        None, gt=0, description="Width of jump_relu's kernel around a threshold; null takes 0.001."
+    )
+    initial_threshold: float | None = Field(
+        None, ge=0, description="Where jump_relu's thresholds start; null takes 0.001."
+    )
+    group_fractions: Literal["power_law", "steering"] | list[float] | None = Field(
+        None,
+        description="Shares of the dictionary in matryoshka's nested groups, which sum to 1, or a published list by "
+        "name: power_law (0.0273, 0.0427, 0.0759, 0.1708, 0.6833) or steering (0.002, 0.0156, 0.125, 0.8574). Null "
+        "takes power_law.",
+    )
+    group_reduction: Literal["paper", "dictionary_learning", "reference"] | None = Field(
+        None, description="How matryoshka adds up the errors of its prefixes; null takes paper, their sum."
     )
     dead_after_tokens: int | None = Field(
         None,
@@ -79,11 +143,24 @@ class TrainSaeParams(Params):
             raise ValueError(f"unknown architecture; {did_you_mean(value, trainable_architectures())}")
         return value
 
+    @field_validator("resample_steps")
+    @classmethod
+    def _steps(cls, value: list[int]) -> list[int]:
+        if any(step < 1 for step in value) or sorted(set(value)) != value:
+            raise ValueError(f"steps must ascend from at least 1, not {value}")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainSaeParams:
         if (self.expansion_factor is None) == (self.dictionary_size is None):
             raise ValueError("give one of expansion_factor and dictionary_size and set the other to null")
-        if self.dictionary_size is not None and self.k > self.dictionary_size:
+        for name, architectures in _OPTIONS.items():
+            if getattr(self, name) is not None and self.architecture not in architectures:
+                raise ValueError(f"{name} is for {', '.join(architectures)}; with {self.architecture} set it to null")
+        selects = self.architecture in _SELECTS_K
+        if self.anneal_fraction and not selects:
+            raise ValueError(f"anneal_fraction is for {', '.join(_SELECTS_K)}; with {self.architecture} set it to 0")
+        if selects and self.dictionary_size is not None and self.k > self.dictionary_size:
             raise ValueError(f"k = {self.k} is larger than the dictionary of {self.dictionary_size} latents")
         return self
 
@@ -125,8 +202,9 @@ def run(context: StageContext) -> StageResult:
     from plmsae.activations.metadata import read_metadata
     from plmsae.activations.reader import ActivationReader
     from plmsae.artifacts.manifest import manifest_sha256
+    from plmsae.saes.matryoshka import Matryoshka
     from plmsae.training.data import Scaled
-    from plmsae.training.export import export, held_out, measure_latent_max
+    from plmsae.training.export import export, held_out, measure_latent_max, prefix_fvu
     from plmsae.training.figures import draw_curves, draw_density
     from plmsae.training.loop import train
 
@@ -150,19 +228,21 @@ def run(context: StageContext) -> StageResult:
             settings,
             context.checkpoints,
         )
-        sae = trained.sae.folded(scale)
+        sae = trained.sae.with_unit_atoms().folded(scale)
         latent_max_rows = measure_latent_max(sae, reader("train"), params.num_latent_max_rows)
         measured = held_out(sae, reader("valid"), params.num_test_rows)
+        prefixes = prefix_fvu(sae, reader("valid"), params.num_test_rows) if isinstance(sae, Matryoshka) else {}
     last = trained.curves[-1]
     metrics = {
         **measured.compute(),
+        **prefixes,
         "loss": last["loss"],
         "train_fvu": last["fvu"],
         "train_dead_fraction": trained.dead_fraction,
         "training_tokens": settings.num_steps * settings.batch_size,
         "training_epochs": settings.num_steps * settings.batch_size / metadata.num_tokens["train"],
     }
-    record = {
+    record: dict[str, Any] = {
         "steps": settings.num_steps,
         "tokens": metrics["training_tokens"],
         "train_rows": metadata.num_tokens["train"],
@@ -179,6 +259,14 @@ def run(context: StageContext) -> StageResult:
         "sequences_sha256": metadata.sequences_sha256,
         "activations_manifest_sha256": manifest_sha256(store),
     }
+    if params.center != "geometric_median":
+        record["center"] = params.center
+    if params.anneal_fraction:
+        record["anneal_fraction"] = params.anneal_fraction
+    if params.resample_steps:
+        record["resample_steps"] = params.resample_steps
+    if params.architecture in _OPTIONS["penalty"]:
+        record["penalty_warmup_fraction"] = settings.penalty_warmup_fraction
     export(sae, record, metrics, context.output / "sae")
     histogram = measured.density_histogram()
     num_silent = int((measured.counts == 0).sum())
@@ -186,7 +274,10 @@ def run(context: StageContext) -> StageResult:
     _write_csv(
         context.output / "density.csv", [{"log10_density": low, "num_latents": number} for low, number in histogram]
     )
-    draw_curves(trained.curves, config.k, context.output / "figures" / "curves.png")
+    selects = params.architecture in _SELECTS_K
+    wanted = params.k if selects else params.target_l0
+    extra = "AuxK" if selects else "penalty"
+    draw_curves(trained.curves, wanted, extra, context.output / "figures" / "curves.png")
     draw_density(histogram, num_silent, measured.num_tokens, context.output / "figures" / "density.png")
     return StageResult(metrics=metrics, summary=_summary(config, settings, metrics))
 
@@ -195,13 +286,14 @@ def _config(params: TrainSaeParams, metadata: StoreMetadata) -> SaeConfig:
     from plmsae.saes import SaeConfig
 
     size = params.dictionary_size or (params.expansion_factor or 1) * metadata.d_model
-    if params.k > size:
+    selects = params.architecture in _SELECTS_K
+    if selects and params.k > size:
         raise UserError(
             f"k = {params.k} is larger than the dictionary of {size} latents",
             where="train_sae.k",
             fix=f"lower train_sae.k to at most {size}, or enlarge the dictionary",
         )
-    if params.aux_k is not None and params.aux_k > size:
+    if selects and params.aux_k is not None and params.aux_k > size:
         raise UserError(
             f"aux_k = {params.aux_k} is larger than the dictionary of {size} latents",
             where="train_sae.aux_k",
@@ -211,14 +303,30 @@ def _config(params: TrainSaeParams, metadata: StoreMetadata) -> SaeConfig:
         architecture=params.architecture,
         d_model=metadata.d_model,
         dictionary_size=size,
-        k=params.k,
+        k=params.k if selects else size,
         plm=metadata.plm,
         plm_revision=metadata.plm_revision,
         layer=metadata.layer,
         hook=metadata.hook,
         normaliser={"kind": "rms", "scale": metadata.normaliser.scale, "folded": False},
-        options={"aux_alpha": params.aux_alpha, "aux_k": params.aux_k},
+        options=_options(params, size),
     )
+
+
+def _options(params: TrainSaeParams, dictionary_size: int) -> dict[str, Any]:
+    """`SaeConfig.options` of the architecture; what is null is left to its defaults."""
+    from plmsae.saes.matryoshka import FRACTIONS, sizes_of
+
+    if params.architecture not in _SELECTS_K:
+        names = ("penalty", "target_l0", "bandwidth", "initial_threshold")
+        return {name: getattr(params, name) for name in names if getattr(params, name) is not None}
+    options: dict[str, Any] = {"aux_alpha": params.aux_alpha, "aux_k": params.aux_k}
+    if params.architecture == "matryoshka":
+        fractions = params.group_fractions or "power_law"
+        shares = FRACTIONS[fractions] if isinstance(fractions, str) else tuple(fractions)
+        options["group_sizes"] = sizes_of(shares, dictionary_size)
+        options["reduction"] = params.group_reduction or "paper"
+    return options
 
 
 def _settings(params: TrainSaeParams, metadata: StoreMetadata) -> TrainingSettings:
@@ -238,6 +346,12 @@ def _settings(params: TrainSaeParams, metadata: StoreMetadata) -> TrainingSettin
         checkpoint_every=params.checkpoint_every,
         seed=params.seed,
         device=resolve_device(params.device),
+        penalty_warmup_fraction=params.penalty_warmup_fraction,
+        anneal_fraction=params.anneal_fraction,
+        anneal_from=max(params.k, min(metadata.d_model, size)),
+        center=params.center,
+        resample_steps=tuple(params.resample_steps),
+        num_resample_rows=params.num_resample_rows,
     )
 
 
@@ -252,8 +366,8 @@ def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
 
 def _summary(config: SaeConfig, settings: TrainingSettings, metrics: Mapping[str, float]) -> str:
     return (
-        f"A {config.architecture} SAE with {config.dictionary_size:,} latents (k = {config.k}) on layer {config.layer} "
-        f"({config.hook}) of {config.plm}, trained on {metrics['training_tokens']:,} residues "
+        f"A {config.architecture} SAE with {config.dictionary_size:,} latents ({sparsity(config)}) on layer "
+        f"{config.layer} ({config.hook}) of {config.plm}, trained on {metrics['training_tokens']:,} residues "
         f"({metrics['training_epochs']:.1f} epochs, {settings.num_steps:,} steps). On {metrics['num_tokens']:,} "
         f"residues of held-out proteins it leaves {metrics['fvu']:.1%} of the variance unexplained with "
         f"{metrics['l0']:.1f} latents active per residue; {metrics['dead_fraction']:.1%} of the latents never fire "

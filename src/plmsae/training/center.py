@@ -5,6 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plmsae.errors import UserError, did_you_mean
+
+CENTERS = ("geometric_median", "mean", "zero")
+
+
+def starting_center(x: Tensor, kind: str) -> Tensor | None:
+    """Where `b_dec` starts, from rows [N, d]: their `geometric_median`, their `mean`, or `zero` (None).
+
+    Raises:
+        UserError: There is no such start.
+    """
+    if kind not in CENTERS:
+        raise UserError(f"unknown starting centre '{kind}'", where="train_sae.center", fix=did_you_mean(kind, CENTERS))
+    if kind == "zero":
+        return None
+    return x.double().mean(0).to(x.dtype) if kind == "mean" else geometric_median(x)
+
 
 def geometric_median(x: Tensor, *, max_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
     """The point with the least sum of Euclidean distances to rows, by Weiszfeld's iteration in fp64.

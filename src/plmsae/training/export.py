@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plmsae.saes import save
+from plmsae.saes import save, sparsity
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.config import SaeConfig
+from plmsae.saes.matryoshka import Matryoshka
 from plmsae.training.data import BatchSource, rows
 from plmsae.training.metrics import ReconstructionMetrics
 
@@ -52,6 +53,23 @@ def held_out(sae: SparseAutoencoder, source: BatchSource, num_rows: int) -> Reco
     return metrics
 
 
+@torch.no_grad()
+def prefix_fvu(sae: Matryoshka, source: BatchSource, num_rows: int) -> dict[str, float]:
+    """FVU of every nested prefix alone, over the first rows of a stream of held-out activations.
+
+    Returns:
+        `fvu_prefix_1` and on, one for each group; the last is the FVU of the whole dictionary.
+    """
+    metrics = ReconstructionMetrics(sae.config.d_model, sae.config.dictionary_size)
+    errors = torch.zeros(len(sae.prefixes), dtype=torch.float64)
+    for x in rows(source, num_rows):
+        metrics.update(sae, x)
+        for place, x_hat in enumerate(sae.prefix_reconstructions(sae.encode(x))):
+            errors[place] += (x.double() - x_hat.double()).square().sum()
+    fvu = errors / (metrics.num_tokens * metrics.variance)
+    return {f"fvu_prefix_{place}": value for place, value in enumerate(fvu.tolist(), start=1)}
+
+
 def export(sae: SparseAutoencoder, record: Mapping[str, Any], metrics: Mapping[str, float], folder: Path) -> None:
     """Write `sae.safetensors`, `config.json` and a draft of `MODEL_CARD.md`.
 
@@ -69,10 +87,13 @@ def export(sae: SparseAutoencoder, record: Mapping[str, Any], metrics: Mapping[s
 def card(config: SaeConfig, metrics: Mapping[str, float], latent_max: Tensor) -> str:
     """What the SAE is, in words; registration adds the evaluation."""
     record = config.training
+    active = sparsity(config)
+    if active == f"k = {config.k}":
+        active = f"at most {config.k} active"
     numbers = "\n".join(f"| {label} | {metrics[name]:.4g} |" for name, label in _METRICS.items())
     return f"""# {config.architecture} SAE of {config.plm}, layer {config.layer}
 
-{config.dictionary_size:,} latents over activations of width {config.d_model}, at most {config.k} active per residue.
+{config.dictionary_size:,} latents over activations of width {config.d_model}, {active} per residue.
 
 | | |
 |---|---|

@@ -9,12 +9,13 @@ from plmsae.figures import COLORS, GREY, new_figure, save_figure
 from plmsae.training.metrics import DENSITY_BINS_PER_DECADE
 
 
-def draw_curves(curves: Sequence[Mapping[str, float]], k: int, path: Path) -> None:
+def draw_curves(curves: Sequence[Mapping[str, float]], k: float | None, extra: str, path: Path) -> None:
     """Loss, FVU, L0 and dead latents against training tokens.
 
     Args:
         curves: Rows of `curves.csv`.
-        k: The most latents per token, drawn beside L0.
+        k: Latents per token that were asked for, drawn beside L0; None if none were.
+        extra: What the loss has beside the squared error.
         path: PNG to write.
     """
     from matplotlib.ticker import LogLocator
@@ -28,15 +29,16 @@ def draw_curves(curves: Sequence[Mapping[str, float]], k: int, path: Path) -> No
     line(0, "loss", "total loss", COLORS[0])
     axes[0].set_yscale("log")
     axes[0].set_title("Training loss")
-    axes[0].set_ylabel("squared error + AuxK\n(unit mean squared norm)")
+    axes[0].set_ylabel(f"squared error + {extra}\n(unit mean squared norm)")
     line(1, "fvu", "training", COLORS[0])
     line(1, "valid_fvu", "held-out proteins", COLORS[1])
     axes[1].set_yscale("log")
     axes[1].set_title("Fraction of variance unexplained")
     axes[1].set_ylabel("FVU")
     line(2, "l0", "L0", COLORS[0])
-    axes[2].axhline(k, color=GREY, linewidth=1, linestyle="--", label=f"k = {k}")
-    axes[2].set_ylim(0, 1.15 * k)
+    if k is not None:
+        axes[2].axhline(k, color=GREY, linewidth=1, linestyle="--", label=f"k = {k:g}")
+    axes[2].set_ylim(0, 1.15 * (k or max(1.0, *(row["l0"] for row in curves))))
     axes[2].set_title("Active latents per residue")
     axes[2].set_ylabel("L0")
     axes[3].plot(tokens, [100 * row["dead_fraction"] for row in curves], color=COLORS[0])

@@ -19,11 +19,13 @@ from plmsae.progress import Progress
 from plmsae.saes import build
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.config import SaeConfig
-from plmsae.training.center import geometric_median
+from plmsae.saes.dictionary import Dictionary
+from plmsae.training.center import starting_center
 from plmsae.training.checkpoint import latest_checkpoint, latest_step, save_checkpoint
 from plmsae.training.data import BatchSource, StepStream, rows
 from plmsae.training.metrics import ReconstructionMetrics
 from plmsae.training.module import SaeModule
+from plmsae.training.resampling import resample
 from plmsae.training.settings import TrainingSettings
 
 logger = logging.getLogger("plmsae")
@@ -36,7 +38,8 @@ class Trained:
     """The end of a training.
 
     Attributes:
-        sae: The SAE, on the CPU, for rows of unit mean squared norm.
+        sae: The SAE, on the CPU, for rows of unit mean squared norm; its threshold, if it has one for all latents, is
+            calibrated on the held-out rows of the last look.
         curves: One row per look: step, tokens, loss, fvu, l0, dead_fraction, aux_loss, valid_fvu, learning_rate.
         dead_fraction: Latents that were silent for the last `dead_after_tokens` training tokens.
     """
@@ -49,8 +52,16 @@ class Trained:
 class _Run:
     """What happens after each step."""
 
-    def __init__(self, settings: TrainingSettings, valid: BatchSource, variance: float, checkpoints: Path) -> None:
-        self.settings, self.valid, self.variance, self.checkpoints = settings, valid, variance, checkpoints
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        source: BatchSource,
+        valid: BatchSource,
+        variance: float,
+        checkpoints: Path,
+    ) -> None:
+        self.settings, self.source, self.valid = settings, source, valid
+        self.variance, self.checkpoints = variance, checkpoints
         self.curves: list[dict[str, float]] = []
         self.progress: Progress | None = None
 
@@ -64,12 +75,22 @@ class _Run:
             module.check_finite()
         if look:
             self._look(module)
+        if step in settings.resample_steps:
+            self._resample(module)
         if self.progress is not None:
             row = self.curves[-1] if self.curves else {}
             shown = {name: row[name] for name in ("fvu", "l0", "dead_fraction") if row}
             self.progress.update(settings.batch_size, **shown)
         if save:
             save_checkpoint(self.checkpoints, module.checkpoint({"curves": self.curves, "variance": self.variance}))
+
+    def _resample(self, module: SaeModule) -> None:
+        dead = module.dead.nonzero().flatten()
+        if len(dead) and isinstance(module.sae, Dictionary):
+            # Of the step alone, so that a resumed run draws alike.
+            generator = torch.Generator().manual_seed(self.settings.seed + module.num_steps_done)
+            resample(module.sae, self.source, dead, self.settings.num_resample_rows, generator)
+            module.forget(dead)
 
     def _look(self, module: SaeModule) -> None:
         *sums, num_steps = module.window.tolist()
@@ -82,6 +103,9 @@ class _Run:
                 where=f"learning rate {self.settings.learning_rate:.3g}",
                 fix="lower train_sae.learning_rate or lengthen train_sae.warmup_steps",
             )
+        if module.sae.calibrated:
+            held_out = list(rows(self.valid, self.settings.num_valid_rows))
+            module.sae.calibrate(torch.cat(held_out).to(self.settings.device))
         metrics = ReconstructionMetrics(module.sae.config.d_model, module.sae.config.dictionary_size)
         for x in rows(self.valid, self.settings.num_valid_rows):
             metrics.update(module.sae, x.to(self.settings.device))
@@ -130,7 +154,7 @@ def train(
         variance = _initialise(sae, source, settings)
     else:
         variance = float(checkpoint.info["variance"])
-    run = _Run(settings, valid, variance, checkpoints)
+    run = _Run(settings, source, valid, variance, checkpoints)
     module = SaeModule(sae.to(settings.device), settings, run.after_step)
     if checkpoint is not None:
         run.curves = list(checkpoint.info["curves"])
@@ -146,7 +170,7 @@ def train(
 
 
 def _initialise(sae: SparseAutoencoder, source: BatchSource, settings: TrainingSettings) -> float:
-    """Put `b_dec` at the geometric median of the first rows; returns their variance."""
+    """Set the starting weights, with `b_dec` at a centre of the first rows; returns their variance."""
     sample = torch.cat(list(rows(source, settings.num_init_rows)))
     variance = float((sample.double() - sample.double().mean(0)).square().sum(1).mean())
     if not variance > 0:
@@ -154,7 +178,7 @@ def _initialise(sae: SparseAutoencoder, source: BatchSource, settings: TrainingS
             f"the first {len(sample)} activation rows are all the same",
             fix="extract activations of more sequences: dvc repro --force extract_activations",
         )
-    sae.initialise(torch.Generator().manual_seed(settings.seed), geometric_median(sample))
+    sae.initialise(torch.Generator().manual_seed(settings.seed), starting_center(sample, settings.center))
     return variance
 
 

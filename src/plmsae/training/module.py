@@ -17,7 +17,7 @@ from torch import Tensor
 from plmsae.errors import DataError
 from plmsae.saes.base import LossTerms, SparseAutoencoder
 from plmsae.training.checkpoint import Checkpoint
-from plmsae.training.schedules import warmup_decay
+from plmsae.training.schedules import annealed_k, penalty_warmup, warmup_decay
 from plmsae.training.settings import TrainingSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -42,7 +42,7 @@ class SaeModule(LightningModule):
         self.settings = settings
         self.after_step = after_step
         self.num_steps_done = 0
-        # Sums since the last row of the curves: loss, squared error, AuxK, active latents; and number of steps.
+        # Sums since the last row of the curves: loss, squared error, AuxK or penalty, active latents; and their number.
         self.register_buffer("window", torch.zeros(5, dtype=torch.float64))
         # Training tokens since each latent last fired; all start as if they had just done so.
         self.register_buffer("tokens_since_fired", torch.zeros(sae.config.dictionary_size, dtype=torch.int64))
@@ -63,8 +63,11 @@ class SaeModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam; the tiny eps is Gao et al.'s: gradients of rare latents are far below the usual 1e-8."""
+        own = self.sae.own_group
+        shared = [parameter for name, parameter in self.sae.named_parameters() if name not in own]
+        groups = [{"params": shared}, *({"params": [getattr(self.sae, name)]} for name in own)]
         optimizer = torch.optim.Adam(
-            self.sae.parameters(), lr=self.settings.learning_rate, betas=(0.9, 0.999), eps=6.25e-10, fused=True
+            groups, lr=self.settings.learning_rate, betas=self.sae.betas, eps=6.25e-10, fused=True
         )
         if self._restored is not None:
             for name, parameter in self.sae.named_parameters():
@@ -81,6 +84,11 @@ class SaeModule(LightningModule):
         """
         del batch_index
         settings, optimizer = self.settings, self.optimizers()
+        step, num_steps = self.num_steps_done, settings.num_steps
+        self.sae.penalty_factor = penalty_warmup(step, num_steps, settings.penalty_warmup_fraction)
+        if settings.anneal_fraction:
+            k, start = self.sae.config.k, settings.anneal_from
+            self.sae.training_k = annealed_k(step, num_steps, k, start, settings.anneal_fraction)
         terms: LossTerms = self.sae.loss(batch, self.dead)
         active = terms.counts.sum() / len(batch)
         values = [terms.total.detach(), terms.reconstruction, terms.aux, active, torch.ones_like(active)]
@@ -90,9 +98,9 @@ class SaeModule(LightningModule):
         optimizer.zero_grad()
         terms.total.backward()  # type: ignore[no-untyped-call]
         self.sae.constrain_gradients()
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), settings.clip_norm)
-        factor = warmup_decay(self.num_steps_done, settings.num_steps, settings.warmup_steps, settings.decay_fraction)
+        factor = warmup_decay(step, num_steps, settings.warmup_steps, settings.decay_fraction)
         for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], settings.clip_norm)
             group["lr"] = settings.learning_rate * factor
         optimizer.step()
         self.sae.constrain_weights()
@@ -116,6 +124,15 @@ class SaeModule(LightningModule):
                 where=f"learning rate {self.settings.learning_rate:.3g}",
                 fix="lower train_sae.learning_rate or lengthen train_sae.warmup_steps",
             )
+
+    def forget(self, latents: Tensor) -> None:
+        """Give latents [m] that were started anew fresh moments, and count their silence from now."""
+        state = self.optimizers().optimizer.state
+        for name, parameter in self.sae.named_parameters():
+            if name != "b_dec":  # all others have a row per latent
+                state[parameter]["exp_avg"][latents] = 0.0
+                state[parameter]["exp_avg_sq"][latents] = 0.0
+        self.tokens_since_fired[latents] = 0
 
     def checkpoint(self, info: dict[str, Any]) -> Checkpoint:
         """Everything that the rest of the training depends on; `info` is what the loop adds."""

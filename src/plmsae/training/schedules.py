@@ -21,6 +21,41 @@ def warmup_decay(step: int, num_steps: int, warmup_steps: int, decay_fraction: f
     return min(warmup, decay)
 
 
+def penalty_warmup(step: int, num_steps: int, fraction: float) -> float:
+    """Factor of the sparsity penalty: linear to 1 over the first part (Conerly et al. 2024: a twentieth).
+
+    A penalty that is whole from the start silences latents before they mean anything.
+
+    Args:
+        step: 0-based step that is about to be taken.
+        num_steps: Length of the training.
+        fraction: Share of the training until the full penalty; 0 for none.
+
+    Returns:
+        Factor in (0, 1].
+    """
+    warmup_steps = fraction * num_steps
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+
+
+def annealed_k(step: int, num_steps: int, k: int, start: int, fraction: float) -> int:
+    """Latents per token to select: from `start` down to k over the first part, linearly, then k.
+
+    While more latents are selected than in the end, more of them get a gradient (dictionary_learning, k annealing).
+
+    Args:
+        step: 0-based step that is about to be taken.
+        num_steps: Length of the training.
+        k: The number in the end.
+        start: The number at the first step, at least k.
+        fraction: Share of the training over which it falls; 0 for none.
+    """
+    anneal_steps = fraction * num_steps
+    if step >= anneal_steps:
+        return k
+    return round(start + (k - start) * step / anneal_steps)
+
+
 def default_learning_rate(dictionary_size: int) -> float:
     """Gao et al. 2024 (Figure 3): the best rate falls as 1/sqrt(n); 2e-4 at n = 2^14, as in dictionary_learning."""
     return float(2e-4 * (2**14 / dictionary_size) ** 0.5)

@@ -26,6 +26,12 @@ class TrainingSettings:
         seed: Seed of the initial weights.
         device: `cpu` or `cuda`.
         clip_norm: Bound of the gradient's global norm, after the projection.
+        penalty_warmup_fraction: Share of the training over which a sparsity penalty rises linearly to its weight.
+        anneal_fraction: Share of the training over which k falls from `anneal_from`; 0 for none.
+        anneal_from: Latents per token at the first step.
+        resample_steps: Steps after which dead latents are started anew.
+        num_resample_rows: Training rows whose errors then say where.
+        center: Where the decoder's bias starts, one of `plmsae.training.center.CENTERS`.
         num_init_rows: Rows behind the initial decoder bias and the variance that training FVU is relative to.
     """
 
@@ -41,6 +47,12 @@ class TrainingSettings:
     seed: int
     device: str = "cpu"
     clip_norm: float = 1.0
+    penalty_warmup_fraction: float = 0.05
+    anneal_fraction: float = 0.0
+    anneal_from: int = 1
+    resample_steps: tuple[int, ...] = ()
+    num_resample_rows: int = 819_200
+    center: str = "geometric_median"
     num_init_rows: int = 16_384
 
 

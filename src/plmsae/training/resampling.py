@@ -1,0 +1,45 @@
+"""Dead latents started anew at what the SAE reconstructs worst (Bricken et al. 2023, "Neuron resampling")."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plmsae.saes.dictionary import Dictionary
+from plmsae.training.data import BatchSource, rows
+
+
+@torch.no_grad()
+def resample(sae: Dictionary, source: BatchSource, latents: Tensor, num_rows: int, generator: torch.Generator) -> None:
+    """Point latents at rows drawn with probability proportional to the square of their loss.
+
+    The loss is the squared error, so a row that is reconstructed twice as badly in norm is drawn 16 times as often.
+    Directions are rows minus b_dec, what the encoder sees. No row is drawn twice while there are enough.
+
+    Args:
+        sae: The SAE; a threshold for all latents is measured anew on the first batch, since none stands in training.
+        source: Training rows, scaled as in the training.
+        latents: int64 [m], which to start anew; see `Dictionary.revive`.
+        num_rows: Rows, at most, to look at; Bricken et al. take 819,200.
+        generator: CPU generator of the draw.
+    """
+    device = sae.b_dec.device
+    if sae.calibrated:
+        sae.calibrate(source.batch(0).to(device))
+    losses = []
+    for x in rows(source, num_rows):
+        x = x.to(device)
+        losses.append((x - sae(x)).square().sum(1).cpu())
+    weights = torch.cat(losses).double().square()
+    if not bool(weights.sum() > 0):
+        return  # nothing is left to explain
+    weights = weights / weights.sum()
+    enough = int((weights > 0).sum()) >= len(latents)
+    chosen = torch.multinomial(weights, len(latents), replacement=not enough, generator=generator)
+    directions = torch.empty(len(latents), sae.config.d_model, dtype=sae.b_dec.dtype, device=device)
+    start = 0
+    for x in rows(source, num_rows):
+        inside = (chosen >= start) & (chosen < start + len(x))
+        directions[inside.to(device)] = x[chosen[inside] - start].to(directions)
+        start += len(x)
+    sae.revive(latents, directions - sae.b_dec)
