@@ -76,9 +76,7 @@ def steer(
     sequences = rows["sequence"].to_numpy(dtype=object)
     how = "asked for"
     if latent is None:
-        how = (
-            "chosen: half of its maximum or more on the most residues, of latents active on at most a tenth of them"
-        )
+        how = "chosen: half of its maximum or more on the most residues, of latents active on at most a tenth of them"
         latent = choose_latent(source, (list(sequences[batch]) for batch in batches), threads)
     latent = checked_latent(source.sae, latent)
     highest = float(source.sae.latent_max[latent])
