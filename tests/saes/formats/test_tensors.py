@@ -67,6 +67,14 @@ def test_unknown_formats_get_a_suggestion(tmp_path: Path) -> None:
     assert set(export_formats()) < set(import_formats())
 
 
+@pytest.mark.parametrize("format", ["interprot", "biohub"])
+def test_formats_that_standardise_every_token_say_why_they_are_not_read(format: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="it standardises every token"):
+        import_sae(tmp_path, format, **TOLD)
+    with pytest.raises(UserError, match="it standardises every token"):
+        export_sae(generic_sae().folded(2.5), tmp_path / "out", format)
+
+
 @pytest.mark.parametrize("format", export_formats())
 def test_an_export_is_whole_folded_and_finite_or_refused(format: str, tmp_path: Path) -> None:
     sae = generic_sae()

@@ -31,6 +31,12 @@ _FORMATS: dict[str, tuple[str, bool]] = {
     "sparsify": ("plmsae.saes.formats.sparsify", True),
 }
 
+# Formats whose every SAE computes what no sum of atoms does: the reason, for those who ask.
+_NOT_EXPRESSIBLE: dict[str, str] = {
+    "biohub": "it standardises every token and reconstructs the standardised one",
+    "interprot": "it standardises every token, and undoes that with the token's own mean and deviation",
+}
+
 
 def import_formats() -> tuple[str, ...]:
     """Names of the formats that `import_sae` reads."""
@@ -122,6 +128,12 @@ def export_sae(sae: SparseAutoencoder, folder: Path, format: str) -> None:
 
 
 def _module(format: str, known: tuple[str, ...]) -> ModuleType:
+    if format in _NOT_EXPRESSIBLE:
+        raise UserError(
+            f"an SAE of '{format}' cannot be expressed here: {_NOT_EXPRESSIBLE[format]}",
+            where="format",
+            fix="use its own code, or train an SAE here on the same activations",
+        )
     if format not in known:
         raise UserError(f"unknown SAE format '{format}'", where="format", fix=did_you_mean(format, known))
     return import_module(_FORMATS[format][0])
