@@ -1,7 +1,7 @@
 """What an import is told, and random tensors for files of other libraries.
 
 The forwards in these tests are written from the other libraries' sources, in plain torch: dictionary_learning 60ec6bf,
-SAELens 6, InterPLM 2f67bce, sparsify 001d98e. Reconstructions are of size 1 and compared in fp32 to 1e-5.
+SAELens 6, InterPLM 5f4cbf9, sparsify 001d98e. Reconstructions are of size 1 and compared in fp32 to 1e-5.
 """
 
 from typing import Any
