@@ -7,8 +7,9 @@ The defaults are an example: they name no image that exists.
 
 import os
 
-EXAMPLE = "registry.example.org/plmsae@sha256:" + 64 * "0"
-IMAGE = os.environ.get("PLMSAE_IMAGE") or EXAMPLE
+from plmsae.stages.components import EXAMPLE_IMAGE
+
+IMAGE = os.environ.get("PLMSAE_IMAGE") or EXAMPLE_IMAGE
 GPU_IMAGE = os.environ.get("PLMSAE_GPU_IMAGE") or IMAGE
 # Name of a volume claim; empty keeps checkpoints in the pod, where they are lost with it.
 STATE_CLAIM = os.environ.get("PLMSAE_STATE_CLAIM") or ""

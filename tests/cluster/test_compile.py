@@ -12,12 +12,12 @@ from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
 
 from plmsae.cluster.compile import compile_pipeline, pipeline_names
-from plmsae.cluster.render import EXAMPLE_IMAGE, pipeline_targets
+from plmsae.cluster.render import pipeline_targets
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.errors import UserError
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import stages
-from plmsae.stages.components import function_name, task_name
+from plmsae.stages.components import EXAMPLE_IMAGE, function_name, task_name
 from tests.workspace import BIN, ROOT, call
 
 CPU = "registry.example.org/plmsae@sha256:" + 64 * "a"

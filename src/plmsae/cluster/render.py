@@ -11,9 +11,7 @@ from pathlib import Path
 from plmsae.cluster.compile import compile_components, compile_pipeline, pipeline_names
 from plmsae.errors import PlmsaeError
 from plmsae.stages import render
-
-# Names no image that exists: a pipeline is compiled again with the user's own (`plmsae compile --image`).
-EXAMPLE_IMAGE = "registry.example.org/plmsae@sha256:" + 64 * "0"
+from plmsae.stages.components import EXAMPLE_IMAGE
 
 
 def pipeline_targets(root: Path) -> dict[str, str]:

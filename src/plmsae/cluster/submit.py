@@ -24,12 +24,9 @@ from plmsae.cluster.sections import pipeline_arguments
 from plmsae.errors import DataError, UserError, did_you_mean
 from plmsae.params import ParamsFile, canonical_json
 from plmsae.stages.catalog import stages
-from plmsae.stages.components import function_name
+from plmsae.stages.components import EXAMPLE_HOST, function_name
 from plmsae.stages.executor_input import PARAMS
 from plmsae.stages.spec import Stage
-
-# Reserved for documentation (RFC 2606): the host of the image that the committed packages name.
-_EXAMPLE_HOST = "registry.example.org"
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ def check_images(images: Sequence[str]) -> dict[str, Found]:
     found = {}
     for image in images:
         reference = parse_reference(image)
-        if reference.registry == _EXAMPLE_HOST:
+        if reference.registry == EXAMPLE_HOST:
             raise UserError(
                 f"image '{image}' is the example that packages are committed with",
                 where="the compiled pipeline",
@@ -129,7 +126,7 @@ def check_images(images: Sequence[str]) -> dict[str, Found]:
 def pinned(image: str) -> str:
     """The same image by digest, if its registry tells; Kubeflow caches by the text of the reference."""
     reference = parse_reference(image)
-    if reference.digest or reference.registry == _EXAMPLE_HOST:
+    if reference.digest or reference.registry == EXAMPLE_HOST:
         return image
     digest = look_up(reference).digest
     return reference.pinned(digest) if digest else image

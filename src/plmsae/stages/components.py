@@ -9,6 +9,10 @@ from plmsae.stages.catalog import stages
 from plmsae.stages.executor_input import MANIFEST, METRICS, OUTPUT, PARAMS, REPORT, SUMMARY, knob_type
 from plmsae.stages.spec import Stage
 
+# The host is reserved for documentation (RFC 2606). Names no image that exists: a pipeline is compiled again with the
+# user's own (`plmsae compile --image`).
+EXAMPLE_HOST = "registry.example.org"
+EXAMPLE_IMAGE = f"{EXAMPLE_HOST}/plmsae@sha256:" + 64 * "0"
 # Artifact type that travels -> the type that the Kubeflow UI knows.
 ARTIFACTS = {
     "sequences": "Dataset",
