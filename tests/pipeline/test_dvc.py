@@ -12,7 +12,7 @@ import yaml
 from tests.pipeline.conftest import Finished
 from tests.workspace import call, output_bytes
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,6 @@ def kill_while_working(root: Path, stage_id: str, fraction: float, seconds: floa
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pipeline")
 @pytest.mark.timeout(900)
 def test_killed_stages_end_in_the_bytes_of_an_undisturbed_run(finished: Finished, tmp_path: Path) -> None:
     expected = output_bytes(finished.root)

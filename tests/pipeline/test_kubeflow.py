@@ -17,7 +17,7 @@ from plmsae.stages.catalog import stages
 from tests.pipeline.conftest import Finished
 from tests.workspace import ROOT, call, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kubeflow")]
+pytestmark = pytest.mark.slow
 
 
 def run_pipeline(

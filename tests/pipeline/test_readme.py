@@ -16,7 +16,7 @@ from tests.pipeline.conftest import Finished
 from tests.workspace import BIN, ROOT, call
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-pytestmark = [pytest.mark.xdist_group("pipeline"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 def champion(root: Path) -> str:
