@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import kubernetes_validate
 import pytest
 
-from components.image import EXAMPLE
+from plmsae.stages.components import EXAMPLE_IMAGE
 from tests.k8s.manifests import K8S, ROOT, Document, containers, documents, load, pod_spec, problems, references
 
 DOCUMENTS = documents()
@@ -320,7 +320,7 @@ def test_our_own_image_is_the_example_that_an_overlay_replaces() -> None:
     ours = [
         container["image"] for item in PODS for container in containers(pod_of(item)) if "plmsae" in container["image"]
     ]
-    assert set(ours) == {EXAMPLE}
+    assert set(ours) == {EXAMPLE_IMAGE}
 
 
 def _platform() -> list[dict[str, Any]]:
