@@ -48,11 +48,12 @@ test-all: install ## `make test` and the tests that need podman and a browser
 test-long: install ## every test, hours included
 	$(PYTEST)
 
-lint: install ## ruff, mypy, and that generated files are up to date
+lint: install ## ruff, mypy, that generated files are up to date, and that every test can be imported
 	$(BIN)/ruff check src tests scripts benchmarks components pipelines docker
 	$(BIN)/ruff format --check src tests scripts benchmarks components pipelines docker
 	$(BIN)/mypy
 	$(BIN)/python -m plmsae.cluster.render --check
+	@$(BIN)/python -m pytest --collect-only -qq >/dev/null || { $(BIN)/python -m pytest --collect-only -qq; exit 1; }
 
 render: install ## write dvc.yaml, schema, reference, components and compiled pipelines from the stage catalogue
 	$(BIN)/python -m plmsae.cluster.render
