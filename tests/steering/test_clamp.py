@@ -225,3 +225,21 @@ def test_a_move_that_overflows_is_refused(plm: ProteinLM, store: Path) -> None:
 def test_moved_keeps_negative_zero() -> None:
     x = torch.tensor([[-0.0, 1.0]])
     assert torch.signbit(moved(x, torch.zeros(1), torch.ones(2)))[0, 0]
+
+
+@pytest.mark.parametrize("normaliser", [{"kind": "layer_norm", "epsilon": 1e-5}, {"kind": "token_rms"}])
+def test_an_edit_goes_by_the_scale_of_the_token(normaliser: dict[str, object]) -> None:
+    """h + sigma_t (c - f_t) d: the reconstruction with the latent set, and the error put back."""
+    sae = tiny_sae()
+    sae.config = sae.config.replace(normaliser=normaliser)
+    x = torch.tensor([[30.0, 1, -2], [3, 4, 0.5], [0.1, -0.1, 0.2], [0, 0, 0]])
+    z = sae.encode(x)
+    error = x - sae.decode(z, x)
+    z[:, 0] = 5.0
+    clamp = Clamp(sae, 0, 5.0, 1.0, EVERYWHERE)
+    torch.testing.assert_close(clamp(x), sae.decode(z, x) + error)
+    sigma = x.std(1) if normaliser["kind"] == "layer_norm" else x.square().mean(1).sqrt()
+    torch.testing.assert_close(clamp.amount, (5.0 - clamp.activation) * sigma)
+    assert torch.equal(Clamp(sae, 0, 5.0, 0.0, EVERYWHERE)(x), x)
+    same_size = SameSizeMove(clamp, torch.tensor([0.0, 1.0, 0.0]))(x)
+    torch.testing.assert_close((same_size - x).norm(dim=1), (clamp(x) - x).norm(dim=1))

@@ -45,7 +45,7 @@ class Reconstruction:
     def __call__(self, x: Tensor) -> Tensor:
         """[R, d_model] -> its reconstruction."""
         indices, values = self._sae.encode_sparse(x)
-        self.x, self.out = x, self._sae.decode_sparse(indices, values)
+        self.x, self.out = x, self._sae.decode_sparse(indices, values, x)
         self.num_active = (values > 0).sum(dim=1)
         return self.out
 

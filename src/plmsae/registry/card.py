@@ -34,8 +34,6 @@ def model_card(evidence: Evidence, config: SaeConfig, name: str, notes: str = ""
     """The card as Markdown; equal evidence gives equal text."""
     metrics = evidence.metrics()
     source = evidence.source()
-    folded = "raw activations (the normaliser is folded into the biases)"
-    kind = folded if config.normaliser["folded"] else f"activations divided by {config.normaliser['scale']:.6g}"
     parts = [
         f"# {name}",
         f"A {config.architecture} sparse autoencoder with {config.dictionary_size:,} latents ({sparsity(config)}) on "
@@ -54,7 +52,7 @@ def model_card(evidence: Evidence, config: SaeConfig, name: str, notes: str = ""
                 ("layer", str(config.layer)),
                 ("hook", config.hook),
                 ("width", str(config.d_model)),
-                ("takes", kind),
+                ("takes", config.input),
             ),
         ),
         "## Data",

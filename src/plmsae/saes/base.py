@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plmsae.errors import DataError, UserError, did_you_mean
 from plmsae.saes.config import SaeConfig
+from plmsae.saes.normaliser import Standardised, standardise
 
 KERNELS = ("auto", "reference")
 
@@ -46,7 +47,8 @@ class SparseAutoencoder(nn.Module, ABC):
         config: What it is and what it was trained on.
         options: `config.options` over the architecture's defaults.
         kernel: `auto` for the fastest training step, `reference` for the plain dense one; encoding is not affected.
-        penalty_factor: Factor of the sparsity penalty's weight, in [0, 1]; a training with a warm-up sets it.
+        penalty_factor: Factor of the sparsity penalty's weight; a training sets it, with a warm-up to a number in
+            [0, 1] and with a controller to a scalar tensor >= 0.
         training_k: Latents per token that a training step selects: k, or more while a training anneals it. Encoding
             is not affected.
         latent_max: Largest value of each latent over a stated sample of training tokens, [n]; zeros until measured.
@@ -80,7 +82,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self.config = config
         self.options: dict[str, Any] = {**self.default_options, **config.options}
         self.kernel = "auto"
-        self.penalty_factor = 1.0
+        self.penalty_factor: float | Tensor = 1.0
         self.training_k = config.k
         self.concepts: Mapping[int, str] = {}
         self.register_buffer("latent_max", torch.zeros(config.dictionary_size))
@@ -167,17 +169,63 @@ class SparseAutoencoder(nn.Module, ABC):
         z = values.new_zeros(len(values), len(wanted) + 1).scatter(1, column[indices], values)
         return z[:, inverse].view(*x.shape[:-1], len(latents))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Reconstruction [..., d] of latents [..., n]."""
-        return z @ self.atoms + self.b_dec
+    def standardise(self, x: Tensor) -> Standardised:
+        """Activations [..., d] as the encoder takes them, and how to come back (see `normaliser.py`).
 
-    def decode_sparse(self, indices: Tensor, values: Tensor) -> Tensor:
-        """Reconstruction [N, d] of what `encode_sparse` returns, from the k atoms of each token only."""
-        return nn.functional.embedding_bag(indices, self.atoms, mode="sum", per_sample_weights=values) + self.b_dec
+        Nothing is done, and nothing is spent, unless the normaliser works per token.
+        """
+        if not self.config.per_token:
+            return Standardised(x)
+        return standardise(x.to(self.b_dec.dtype), self.config.normaliser)
+
+    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """Reconstruction [..., d] of latents [..., n], in the space of the activations.
+
+        Args:
+            z: Latents.
+            x: The activations [..., d] whose reconstruction is asked for. Only read, and then needed, where the
+                normaliser works per token: latents do not hold the token's scale.
+
+        Raises:
+            UserError: The normaliser works per token and x is not given, or is of other tokens than z.
+        """
+        return self._restored(self.decode_standardised(z), x)
+
+    def decode_sparse(self, indices: Tensor, values: Tensor, x: Tensor | None = None) -> Tensor:
+        """Reconstruction [N, d] of what `encode_sparse` returns, from the k atoms of each token only; x as `decode`.
+
+        Raises:
+            UserError: See `decode`.
+        """
+        return self._restored(self._decode_sparse_standardised(indices, values), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction [..., d] of activations [..., d]."""
-        return self.decode_sparse(*self.encode_sparse(x.reshape(-1, x.shape[-1]))).view(x.shape)
+        rows = x.reshape(-1, x.shape[-1])
+        return self.decode_sparse(*self.encode_sparse(rows), rows).view(x.shape)
+
+    def decode_standardised(self, z: Tensor) -> Tensor:
+        """The decoder's own output [..., d] for latents [..., n]: of x~ = `standardise(x).rows`, not of x.
+
+        The two are the same unless the normaliser works per token.
+        """
+        return z @ self.atoms + self.b_dec
+
+    def _decode_sparse_standardised(self, indices: Tensor, values: Tensor) -> Tensor:
+        """`decode_standardised` of what `encode_sparse` returns, [N, d]."""
+        return nn.functional.embedding_bag(indices, self.atoms, mode="sum", per_sample_weights=values) + self.b_dec
+
+    def _restored(self, x_hat: Tensor, x: Tensor | None) -> Tensor:
+        if not self.config.per_token:
+            return x_hat
+        if x is None or x.shape != x_hat.shape:
+            given = "none were given" if x is None else f"those given are of shape {tuple(x.shape)}"
+            raise UserError(
+                f"the normaliser works per token, so decoding needs the activations {tuple(x_hat.shape)}; {given}",
+                where="x",
+                fix="sae.decode(z, x); sae.decode_standardised(z) reconstructs the standardised tokens",
+            )
+        return self.standardise(x).undo(x_hat)
 
     def folded(self, scale: float) -> SparseAutoencoder:
         """The same SAE for raw activations, when this one was trained on x / scale.
@@ -189,8 +237,13 @@ class SparseAutoencoder(nn.Module, ABC):
             scale: The divisor of the training activations, in raw units.
 
         Raises:
-            UserError: It is folded already, or the scale is not a positive number.
+            UserError: It is folded already, the scale is not a positive number, or the normaliser works per token.
         """
+        if self.config.per_token:
+            raise UserError(
+                f"this SAE takes {self.config.input}: there is no one scale to fold",
+                fix="use it as it is, it takes raw activations",
+            )
         if self.config.normaliser["folded"]:
             raise UserError("this SAE is folded already: it takes raw activations", fix="use it as it is")
         if not (math.isfinite(scale) and scale > 0):
@@ -219,11 +272,20 @@ class SparseAutoencoder(nn.Module, ABC):
                 f"the SAE was trained on {ours}; the activations are of {theirs}",
                 fix="use activations of the same PLM, revision, layer and hook, or train an SAE on these",
             )
-        if not self.config.normaliser["folded"]:
+        if not self.config.takes_raw:
             raise UserError(
-                f"the SAE takes activations divided by {self.config.normaliser['scale']:.6g}, not raw ones",
+                f"the SAE takes {self.config.input}, not raw ones",
                 fix="fold the normaliser into it: sae.folded(scale)",
             )
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Checked activations [N, d], standardised: what the first matrix of the encoder takes.
+
+        Raises:
+            UserError: x is not [N, d].
+            DataError: x holds NaN or infinity; the first such row is named.
+        """
+        return self.standardise(self.check_input(x)).rows
 
     def check_input(self, x: Tensor) -> Tensor:
         """Return x in the SAE's dtype, or say why it cannot be encoded.

@@ -99,7 +99,7 @@ class BatchTopK(TopK):
             UserError: There are no rows, or they are of another width.
             DataError: A row holds NaN or infinity.
         """
-        x = self.check_input(x)
+        x = self.encoder_input(x)
         if not len(x):
             raise UserError("a threshold cannot be measured on 0 rows", fix="pass held-out activations")
         count = self.config.k * len(x)

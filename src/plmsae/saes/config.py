@@ -12,7 +12,16 @@ from typing import Any
 from plmsae.errors import DataError, UserError, did_you_mean
 
 SCHEMA_VERSION = 1
-NORMALISER_KEYS = ("kind", "scale", "folded")
+# Kind of normaliser -> its other keys. What each does: `plmsae.saes.normaliser`.
+NORMALISERS: Mapping[str, tuple[str, ...]] = {
+    "rms": ("scale", "folded"),
+    "layer_norm": ("epsilon",),
+    "token_rms": (),
+}
+_EXAMPLES = (
+    '{"kind": "rms", "scale": a positive number, "folded": true or false}, {"kind": "layer_norm", "epsilon": 1e-5} '
+    'or {"kind": "token_rms"}'
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,8 @@ class SaeConfig:
         layer: Layer of the activations (DESIGN: index into hidden states).
         hook: Where in the layer, e.g. `residual`.
         normaliser: `{"kind": "rms", "scale": c, "folded": bool}`: it was trained on x / c; when folded, c is part
-            of the biases and it takes raw activations x.
+            of the biases and it takes raw activations x. Or `{"kind": "layer_norm", "epsilon": eps}` or
+            `{"kind": "token_rms"}`: it takes raw activations and scales every token by itself (`normaliser.py`).
         options: What this architecture alone knows, e.g. `aux_k` of `topk`; absent keys mean its defaults.
         training: Record of the training: steps, tokens, seed, kernel, threads, sha256 of the data.
         schema_version: Version of this format.
@@ -68,20 +78,52 @@ class SaeConfig:
             )
         self._check_normaliser()
 
+    @property
+    def per_token(self) -> bool:
+        """Whether every token is scaled by a number of its own, which a decoder alone cannot know."""
+        return bool(self.normaliser["kind"] != "rms")
+
+    @property
+    def takes_raw(self) -> bool:
+        """Whether the SAE takes activations as the protein language model gives them."""
+        return self.per_token or bool(self.normaliser["folded"])
+
+    @property
+    def input(self) -> str:
+        """What the SAE takes, in words."""
+        if self.normaliser["kind"] == "layer_norm":
+            return "raw activations (every token is standardised by its own mean and standard deviation)"
+        if self.normaliser["kind"] == "token_rms":
+            return "raw activations (every token is divided by its own root mean square)"
+        if self.takes_raw:
+            return "raw activations (the normaliser is folded into the biases)"
+        return f"activations divided by {self.normaliser['scale']:.6g}"
+
     def _check_normaliser(self) -> None:
-        unknown = [key for key in self.normaliser if key not in NORMALISER_KEYS]
-        if unknown:
+        kind = self.normaliser.get("kind")
+        keys = NORMALISERS.get(kind) if isinstance(kind, str) else None
+        if keys is None:
             raise UserError(
-                f"unknown key 'normaliser.{unknown[0]}'", fix=did_you_mean(str(unknown[0]), NORMALISER_KEYS)
-            )
-        scale, folded = self.normaliser.get("scale"), self.normaliser.get("folded")
-        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-        valid = number and math.isfinite(float(scale or 0)) and float(scale or 0) > 0 and isinstance(folded, bool)
-        if self.normaliser.get("kind") != "rms" or not valid:
-            raise UserError(
-                f"normaliser {dict(self.normaliser)} is not valid",
+                f"normaliser kind {kind!r} is unknown",
                 where="normaliser",
-                fix='write {"kind": "rms", "scale": a positive number, "folded": true or false}',
+                fix=f"{did_you_mean(str(kind), NORMALISERS)} Write {_EXAMPLES}",
+            )
+        for key in self.normaliser:
+            if key not in ("kind", *keys):
+                raise UserError(
+                    f"unknown key 'normaliser.{key}'", where="normaliser", fix=did_you_mean(str(key), ("kind", *keys))
+                )
+        numbers = [self.normaliser.get(key) for key in keys if key != "folded"]
+        valid = all(_is_number(value) and float(value) > 0 for value in numbers if value is not None)
+        if None in numbers or not valid or ("folded" in keys and not isinstance(self.normaliser.get("folded"), bool)):
+            raise UserError(
+                f"normaliser {dict(self.normaliser)} is not valid", where="normaliser", fix=f"write {_EXAMPLES}"
+            )
+        if kind == "layer_norm" and self.d_model < 2:
+            raise UserError(
+                "one entry has no standard deviation, so 'layer_norm' needs a d_model of at least 2",
+                where="normaliser, d_model",
+                fix="use another normaliser",
             )
 
     def replace(self, **changes: Any) -> SaeConfig:
@@ -139,6 +181,10 @@ def _require(valid: object, name: str, config: SaeConfig, wanted: str) -> None:
         raise UserError(
             f"'{name}' of the SAE configuration is {getattr(config, name)!r}", where=name, fix=f"write {wanted}"
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _refuse_constant(text: str) -> float:

@@ -104,12 +104,12 @@ class Dictionary(SparseAutoencoder):
 
     def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class: blocks of dense latents, and of each the positive ones."""
-        x = self.check_input(x)
+        x = self.encoder_input(x)
         return sparse_rows(self.latents, x, rows_per_block(len(self.W_enc), x.device))
 
     def loss(self, x: Tensor, dead: Tensor | None = None) -> LossTerms:
-        """See the base class; the weighted sum of `terms`."""
-        terms = self.terms(x, dead)
+        """See the base class; the weighted sum of `terms` of standardised activations."""
+        terms = self.terms(self.standardise(x).rows, dead)
         return LossTerms(terms.total, terms.squared_error.detach(), terms.aux, terms.fired.sum(0))
 
     @torch.no_grad()

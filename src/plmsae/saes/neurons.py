@@ -46,17 +46,17 @@ class Neurons(SparseAutoencoder):
 
     def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class: of each pair the latent on x's side of the mean."""
-        deviation = self.check_input(x) - self.b_dec
+        deviation = self.encoder_input(x) - self.b_dec
         neurons = torch.arange(self.config.d_model, device=x.device)
         return neurons + self.config.d_model * (deviation < 0), deviation.abs()
 
-    def decode_sparse(self, indices: Tensor, values: Tensor) -> Tensor:
+    def _decode_sparse_standardised(self, indices: Tensor, values: Tensor) -> Tensor:
         """See the base class, without building the atoms."""
         d = self.config.d_model
         signed = torch.where(indices < d, values, -values)
         return torch.zeros_like(signed).scatter_add(1, indices % d, signed) + self.b_dec
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode_standardised(self, z: Tensor) -> Tensor:
         """See the base class, without building the atoms."""
         d = self.config.d_model
         return z[..., :d] - z[..., d:] + self.b_dec

@@ -43,7 +43,7 @@ class RandomDictionary(SparseAutoencoder):
 
     def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        centered = self.check_input(x) - self.b_dec
+        centered = self.encoder_input(x) - self.b_dec
         return encode_rows(centered, self.W_dec, self.W_dec.new_zeros(len(self.W_dec)), self.config.k, self._work)
 
     def loss(self, x: Tensor, dead: Tensor | None = None) -> LossTerms:

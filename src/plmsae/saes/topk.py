@@ -51,13 +51,14 @@ class TopK(Dictionary):
 
     def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class; always k columns."""
-        x = self.check_input(x)
+        x = self.encoder_input(x)
         return encode_rows(x - self.b_dec, self.W_enc, self.b_enc, self.config.k, self._work)
 
     def loss(self, x: Tensor, dead: Tensor | None = None) -> LossTerms:
         """See the base class and the module docstring."""
         if self.kernel == "reference":
             return super().loss(x, dead)
+        x = self.standardise(x).rows
         indices = None if dead is None else dead.nonzero().flatten()
         total, reconstruction, aux, picks, values = SparseTopKStep.apply(  # type: ignore[no-untyped-call]
             x, self.W_enc, self.b_enc, self.W_dec, self.b_dec,

@@ -3,8 +3,9 @@
     h_t <- h_t + s (c - f_t) d        (s strength, c the value, f_t the latent's activation at residue t, d its atom)
 
 For a linear decoder this is the reconstruction with the latent set to c plus the reconstruction's error, decode(f') +
-(h - decode(f)), without either decoding. It is in raw activation space: the SAE's normaliser is folded into it, so
-there is no per-token scale. At s = 0 and where f_t = c the state keeps its bits.
+(h - decode(f)), without either decoding. It is in raw activation space. Where the SAE's normaliser works per token, d
+is in units of the standardised token, and the edit is s (c - f_t) sigma_t d with sigma_t the token's scale; a
+normaliser that is folded in has sigma_t = 1. At s = 0 and where f_t = c the state keeps its bits.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Clamp:
     """Holds a latent at a value on chosen residues; remembers what it met.
 
     Args:
-        sae: The SAE, its normaliser folded.
+        sae: The SAE; it takes raw activations.
         latent: Index of the latent.
         value: c, in units of the latent's activation.
         strength: s; 0 changes nothing, 1 is the whole way.
@@ -38,7 +39,7 @@ class Clamp:
 
     Attributes:
         activation: [R] the latent's activation on the states that came in.
-        amount: [R] s (c - f_t), 0 on residues that are not edited.
+        amount: [R] s (c - f_t) sigma_t, 0 on residues that are not edited.
     """
 
     activation: Tensor
@@ -57,6 +58,9 @@ class Clamp:
         """[R, d] hidden states -> the edited ones."""
         self.activation = self._sae.encode_subset(x, self._latent)[:, 0]
         amount = self._strength * (self._value - self.activation)
+        scale = self._sae.standardise(x).scale
+        if scale is not None:
+            amount = amount * scale[:, 0]
         self.amount = torch.where(self._edited, amount, torch.zeros_like(amount))
         return moved(x, self.amount, self.atom)
 

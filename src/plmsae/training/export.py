@@ -65,7 +65,7 @@ def prefix_fvu(sae: Matryoshka, source: BatchSource, num_rows: int) -> dict[str,
     for x in rows(source, num_rows):
         metrics.update(sae, x)
         for place, x_hat in enumerate(sae.prefix_reconstructions(sae.encode(x))):
-            errors[place] += (x.double() - x_hat.double()).square().sum()
+            errors[place] += (x.double() - sae.standardise(x).undo(x_hat).double()).square().sum()
     fvu = errors / (metrics.num_tokens * metrics.variance)
     return {f"fvu_prefix_{place}": value for place, value in enumerate(fvu.tolist(), start=1)}
 

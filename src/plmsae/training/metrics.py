@@ -35,7 +35,7 @@ class ReconstructionMetrics:
     def update(self, sae: SparseAutoencoder, x: Tensor) -> None:
         """Encode and decode rows [N, d] and add them."""
         indices, values = sae.encode_sparse(x)
-        x_hat = sae.decode_sparse(indices, values)
+        x_hat = sae.decode_sparse(indices, values, x)
         active = values > 0
         self.counts += torch.bincount(indices[active], minlength=len(self.counts)).cpu()
         x, x_hat = x.double(), x_hat.double()
