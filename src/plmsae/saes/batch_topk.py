@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from plmsae.errors import UserError
-from plmsae.saes.base import LossTerms
 from plmsae.saes.config import SaeConfig
-from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
+from plmsae.saes.dictionary import Dictionary
+from plmsae.saes.pairs import Pairs
 from plmsae.saes.selection import keep_largest, rows_per_block
+from plmsae.saes.sparse_step import encode_batch
 from plmsae.saes.topk import TopK
 
 UNCALIBRATED = -1.0
@@ -32,6 +33,7 @@ class BatchTopK(TopK):
     """See the module docstring; `config.k` is the mean number of latents per token.
 
     Attributes:
+        prefixes: How much of the dictionary, from its start, reconstructs by itself in the training: all of it.
         threshold: theta, a scalar >= 0 once calibrated; -1 before, and then nothing can be encoded or saved.
 
     Options: those of `TopK`.
@@ -45,6 +47,7 @@ class BatchTopK(TopK):
 
     def __init__(self, config: SaeConfig) -> None:
         super().__init__(config)
+        self.prefixes: tuple[int, ...] = (config.dictionary_size,)
         self.register_buffer("threshold", torch.tensor(UNCALIBRATED))
 
     @torch.no_grad()
@@ -70,20 +73,6 @@ class BatchTopK(TopK):
                 fix="measure it on held-out activations: sae.calibrate(x)",
             )
         return Dictionary.encode_sparse(self, x)
-
-    def loss(self, x: Tensor, dead: Tensor | None = None) -> LossTerms:
-        """See the base class; there is one kernel."""
-        return Dictionary.loss(self, x, dead)
-
-    def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
-        """See the module docstring."""
-        pre = self._pre_activations(x)
-        z = keep_largest(pre.relu(), self.training_k * len(x))
-        x_hat = z @ self.W_dec + self.b_dec
-        error, aux = mean_squared_error(x, x_hat), self._aux(x, x_hat, pre, dead)
-        return Terms(
-            {"reconstruction": error, "aux": aux}, {"reconstruction": 1.0, "aux": self.aux_alpha}, error, z > 0
-        )
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -120,6 +109,15 @@ class BatchTopK(TopK):
         if bool(self.threshold >= 0):
             return None
         return f"the threshold is {float(self.threshold):.3g}: negative, so it was never calibrated"
+
+    def _select(self, centered: Tensor) -> Pairs:
+        """See `TopK`; a bag per token and group of latents."""
+        count = self.training_k * len(centered)
+        places, values = encode_batch(centered, self.W_enc, self.b_enc, count, self._work)
+        return Pairs.of_places(places, values, len(centered), torch.tensor(self.prefixes, device=centered.device))
+
+    def _selected(self, pre: Tensor) -> Tensor:
+        return keep_largest(pre.relu(), self.training_k * len(pre))
 
     def _rectified(self, x: Tensor) -> Tensor:
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.t()).relu_()

@@ -3,7 +3,7 @@
     p = W_enc (x - b_dec) + b_enc;   x^ = W_dec^T z + b_dec
 
 An architecture says how z follows from p (`latents`) and which terms its loss has (`terms`). Both are written as in
-its paper, dense, and left to autograd; `TopK` alone also has a faster step (`sparse_step.py`).
+its paper, dense, and left to autograd; `TopK` and what derives from it have a faster step too (`sparse_step.py`).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ Prefixes are decoded one group at a time, so all of them cost as much as one ful
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from plmsae.saes.batch_topk import BatchTopK
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Terms, mean_squared_error
 from plmsae.saes.options import group_sizes
-from plmsae.saes.selection import keep_largest
+from plmsae.saes.sparse_step import StepSettings
 from plmsae.saes.topk import TopK
 
 REDUCTIONS = ("paper", "dictionary_learning", "reference")
@@ -97,14 +98,23 @@ class Matryoshka(BatchTopK):
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """See the module docstring."""
         pre = self._pre_activations(x)
-        z = keep_largest(pre.relu(), self.training_k * len(x))
+        z = self._selected(pre)
         reconstructions = self.prefix_reconstructions(z)
         errors = [mean_squared_error(x, x_hat) for x_hat in reconstructions]
-        values = {"reconstruction": self._reduced(x, errors), "aux": self._aux(x, reconstructions[-1], pre, dead)}
+        weight, bias_weight = self._weights()
+        reconstruction = weight * torch.stack(errors).sum()
+        if bias_weight:
+            reconstruction = reconstruction + bias_weight * mean_squared_error(x, self.b_dec)
+        values = {"reconstruction": reconstruction, "aux": self._aux(x, reconstructions[-1], pre, dead)}
         return Terms(values, {"reconstruction": 1.0, "aux": self.aux_alpha}, errors[-1], z > 0)
 
-    def _reduced(self, x: Tensor, errors: list[Tensor]) -> Tensor:
+    def _step_settings(self) -> StepSettings:
+        weight, bias_weight = self._weights()
+        return replace(super()._step_settings(), weights=(weight,) * len(self.prefixes), bias_weight=bias_weight)
+
+    def _weights(self) -> tuple[float, float]:
+        """Weight of the squared error of every prefix, and of that of b_dec alone."""
+        num_prefixes = len(self.prefixes)
         if self.options["reduction"] == "reference":
-            return torch.stack([mean_squared_error(x, self.b_dec), *errors]).mean()
-        total = torch.stack(errors).sum()
-        return total if self.options["reduction"] == "paper" else total / len(errors) ** 2
+            return 1 / (num_prefixes + 1), 1 / (num_prefixes + 1)
+        return (1.0 if self.options["reduction"] == "paper" else 1 / num_prefixes**2), 0.0

@@ -1,14 +1,18 @@
-"""Exact selection of the k largest pre-activations of each token.
+"""Exact selection of the largest pre-activations: the k of each token, or the B k of a batch.
 
 torch.topk on a CPU costs about 2 ns per candidate in every row, as much as the encoder's matrix product. Two
 stages look at far fewer: split the n candidates of a row into groups and take each group's maximum. The k largest
 elements lie in the k groups with the largest maxima: any other group is beaten by k elements, one in each of them.
 So torch.topk runs over the n/s maxima and then over the k*s members of the chosen groups.
+
+Over a batch, a sample says which value somewhat more than the wanted number of entries exceed. If they do, the largest
+are among them, and only those are sorted; if not, all positive ones are. Either way the result is exact. Among equal
+values the first in memory are taken, so that the choice does not depend on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -17,6 +21,7 @@ GROUP_SIZES = (8, 16, 32)
 # torch.topk needs about three times as long per candidate on rows this short (it sorts pairs instead of keeping a
 # heap), so two stages must cut the candidates by more than that.
 WORTHWHILE = 3.0
+SCAN_GROUP = 8  # entries that are compared to a floor at once, by their maximum
 SAMPLE_STRIDE = 61  # prime: a divisor of n would sample the same few latents of every row
 BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
 
@@ -57,19 +62,78 @@ def keep_largest(values: Tensor, count: int) -> Tensor:
     return torch.zeros_like(flat).scatter(0, chosen, flat[chosen]).view_as(values)
 
 
-def _largest(flat: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest entries of [N], in no particular order.
+def largest_of_blocks(blocks: Callable[[], Iterable[Tensor]], num_rows: int, count: int) -> tuple[Tensor, Tensor]:
+    """The positive ones among the `count` largest entries of [B, n] that come a block of rows at a time.
 
-    On a CPU torch.topk moves every entry about. A sample says which value somewhat more than `count` entries exceed;
-    if they do, the largest are among them, and only those are sorted.
+    Args:
+        blocks: Gives the rows in order, contiguous blocks [b, n]; a block need not outlive the next one. Called a
+            second time if the first block was no fair sample of the others.
+        num_rows: B, at least 1.
+        count: How many, at least 1.
+
+    Returns:
+        Places int64 [m] in the flattened [B, n], ascending, and values [m] > 0.
     """
+    floor: Tensor | None = None
+    while True:
+        places, values, start = [], [], 0
+        for block in blocks():
+            if floor is None:
+                floor = _floor(block.view(-1), count * len(block) / num_rows).clamp_min(0.0)
+            chosen = _above(block, floor)
+            places.append(chosen + start)
+            values.append(block.view(-1)[chosen])
+            start += block.numel()
+        assert floor is not None
+        if sum(map(len, places)) >= count or not bool(floor > 0):
+            break
+        floor = torch.zeros_like(floor)
+    place, order = torch.cat(places).sort()
+    value = torch.cat(values)[order]
+    if len(value) > count:
+        first = _first_largest(value, count)
+        place, value = place[first], value[first]
+    return place, value
+
+
+def _largest(flat: Tensor, count: int) -> Tensor:
+    """Indices, ascending, of the `count` largest entries of [N]."""
+    if flat.device.type == "cpu":  # where torch.topk moves every entry about
+        candidates = (flat > _floor(flat, count)).nonzero().flatten()
+        if len(candidates) >= count:
+            return candidates[_first_largest(flat[candidates], count)]
+    return _first_largest(flat, count)
+
+
+def _first_largest(values: Tensor, count: int) -> Tensor:
+    """Indices, ascending, of the `count` largest entries of [N]; among equal ones the first."""
+    smallest = values.topk(count, sorted=False).values.min()
+    chosen = values > smallest
+    tied = (values == smallest).nonzero().flatten()
+    chosen[tied[: count - int(chosen.sum())]] = True
+    return chosen.nonzero().flatten()
+
+
+def _floor(flat: Tensor, count: float) -> Tensor:
+    """A value that somewhat more than `count` entries of [N] exceed, by a sample; -inf where N is too small for one."""
     sample = flat[::SAMPLE_STRIDE]
     rank = int(1.25 * count / SAMPLE_STRIDE) + 16
-    if flat.device.type == "cpu" and rank < len(sample):
-        candidates = (flat > sample.topk(rank).values[-1]).nonzero().flatten()
-        if len(candidates) >= count:
-            return candidates[flat[candidates].topk(count, sorted=False).indices]
-    return flat.topk(count, sorted=False).indices
+    if rank >= len(sample):
+        return flat.new_full((), -torch.inf)
+    return sample.topk(rank).values[-1]
+
+
+def _above(rows: Tensor, floor: Tensor) -> Tensor:
+    """Places, in no particular order, of the entries above `floor` in the flattened [b, n]."""
+    n = rows.shape[1]
+    if rows.device.type != "cpu" or n % SCAN_GROUP:
+        return (rows.view(-1) > floor).nonzero().flatten()
+    # As in `top_k_indices`: the maxima run along memory, and few of them are above.
+    stride = n // SCAN_GROUP
+    groups = (rows.view(-1, SCAN_GROUP, stride).amax(1).view(-1) > floor).nonzero()
+    first = groups + groups // stride * (n - stride)
+    candidates = (first + torch.arange(0, n, stride)).view(-1)
+    return candidates[rows.view(-1)[candidates] > floor]
 
 
 def sparse_rows(latents: Callable[[Tensor], Tensor], x: Tensor, block_rows: int) -> tuple[Tensor, Tensor]:

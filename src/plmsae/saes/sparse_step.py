@@ -1,14 +1,18 @@
-"""The TopK training step without dense B x n work after the encoder: one autograd function, gradients by hand.
+"""A training step without dense B x n work after the encoder: one autograd function, gradients by hand.
 
 Plain autograd spends six matrix products of 2 B d n operations on a step (encode, decode, and two gradients of
-each). Only B k of the B n latents are active, so all but the encoder's are done on the active pairs:
+each). Only B k of the B n latents are active, so all but the encoder's are done on the active pairs (`pairs.py`):
 
-    encode     p = W_enc (x - b_dec) + b_enc, a block of tokens at a time in one reused buffer; k largest of each
-    decode     x^ = sum_j z_j W_dec[i_j] + b_dec, gathering k rows per token (embedding_bag)
-    dz         g . W_dec[i_j] with g = dL/dx^; masked where z = 0
-    dW_dec     rows of g summed per latent with weights z; dW_enc: rows of x - b_dec with weights dz. Both are an
-               embedding_bag over the same pairs sorted by latent, whose order of summation is fixed
+    encode     p = W_enc (x - b_dec) + b_enc, a block of tokens at a time in one reused buffer; the largest of each
+               token (TopK) or of all (BatchTopK)
+    decode     x^ = sum_i z_i W_dec[i] + b_dec, gathering the active atoms
+    dz         g . W_dec[i] with g = dL/dx^; 0 where z = 0
+    dW_dec     rows of g summed per latent with weights z; dW_enc: rows of x - b_dec with weights dz
     db_dec     sum_t g_t - db_enc W_enc: summing before multiplying drops the sixth product
+
+With nested prefixes (Matryoshka) a token has a bag of pairs per group. Their sums added up are the errors of all
+prefixes, from the same one gathering of atoms. A latent of group j takes part in the prefixes from j on, so for it
+g = sum_{i >= j} w_i dL_i/dx^_i, added up from the end; what follows is the same.
 
 AuxK (Gao et al. 2024, Appendix A.2) runs densely on the dead latents alone, gathered once: a few dead ones cost
 little. Its target, the residual, is a constant: `e` is detached.
@@ -17,14 +21,15 @@ little. Its target, the residual, is a constant: `e` is detached.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
-from plmsae.saes.selection import rows_per_block, top_k_indices
+from plmsae.saes.pairs import Pairs
+from plmsae.saes.selection import largest_of_blocks, rows_per_block, top_k_indices
 
 
 class Workspace(threading.local):
@@ -75,6 +80,20 @@ def encode_rows(centered: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, work: Wo
     return torch.cat(indices), torch.cat(values)
 
 
+def encode_batch(centered: Tensor, W_enc: Tensor, b_enc: Tensor, count: int, work: Workspace) -> tuple[Tensor, Tensor]:
+    """The positive ones among the `count` largest pre-activations of all of `centered` [N, d], without autograd.
+
+    Returns:
+        Places int64 [m] in the flattened [N, n], ascending, and values [m].
+    """
+
+    def blocks() -> Iterator[Tensor]:
+        for block in torch.split(centered, rows_per_block(len(W_enc), W_enc.device)):
+            yield torch.addmm(b_enc, block, W_enc.t(), out=work.block(len(block), W_enc))
+
+    return largest_of_blocks(blocks, len(centered), count)
+
+
 @dataclass
 class AuxTerm:
     """State of AuxK: dead latents [m], their values [B, m], error ê - e [B, d], 1 / normaliser (a scalar)."""
@@ -104,11 +123,30 @@ def per_variance(residual: Tensor, centered: Tensor) -> Tensor:
     return torch.where(variance > floor, 1.0 / variance.clamp_min(floor), 0.0)
 
 
-class SparseTopKStep(torch.autograd.Function):
-    """Loss of a TopK SAE with AuxK; differentiates with respect to the four weights, not to x.
+@dataclass(frozen=True)
+class StepSettings:
+    """What distinguishes the architectures that share a step.
 
-    Inputs: x [B, d], W_enc [n, d], b_enc [n], W_dec [n, d], b_dec [d], dead int64 [m] or None, k, k_aux, alpha,
-    workspace. Outputs: total, reconstruction, aux (scalars), indices and values [B, k]; only total has a gradient.
+    Attributes:
+        select: The active pairs of centred activations [B, d], with one bag per token and prefix.
+        weights: Weight of the squared error of every prefix of the dictionary; the last one is all of it.
+        bias_weight: Weight of that of b_dec alone.
+        aux_k: Dead latents that AuxK may use per token.
+        aux_alpha: Its weight.
+    """
+
+    select: Callable[[Tensor], Pairs]
+    aux_k: int
+    aux_alpha: float
+    weights: tuple[float, ...] = (1.0,)
+    bias_weight: float = 0.0
+
+
+class SparseStep(torch.autograd.Function):
+    """Loss of an SAE with few active pairs and AuxK; differentiates with respect to the four weights, not to x.
+
+    Inputs: x [B, d], W_enc [n, d], b_enc [n], W_dec [n, d], b_dec [d], dead int64 [m] or None, `StepSettings`.
+    Outputs: total, reconstruction, aux (scalars), latents and values of the pairs; only total has a gradient.
     """
 
     @staticmethod
@@ -120,80 +158,63 @@ class SparseTopKStep(torch.autograd.Function):
         W_dec: Tensor,
         b_dec: Tensor,
         dead: Tensor | None,
-        k: int,
-        k_aux: int,
-        alpha: float,
-        work: Workspace,
+        settings: StepSettings,
     ) -> tuple[Tensor, ...]:
         """See the class."""
         centered = x - b_dec
-        indices, values = encode_rows(centered, W_enc, b_enc, k, work)
-        error = embedding_bag(indices, W_dec, mode="sum", per_sample_weights=values).sub_(centered)  # x^ - x
-        reconstruction = error.square().sum() / len(x)
+        pairs = settings.select(centered)
+        errors = pairs.decode(W_dec).view(len(x), len(settings.weights), x.shape[1])  # x^ - x of every prefix
+        errors[:, 0].sub_(centered)
+        for j in range(1, len(settings.weights)):
+            errors[:, j].add_(errors[:, j - 1])
+        squares = [error.square().sum() / len(x) for error in errors.unbind(1)]
+        total = (torch.stack(squares) * errors.new_tensor(settings.weights)).sum()
+        if settings.bias_weight:
+            total = total + settings.bias_weight * centered.square().sum() / len(x)
         aux = x.new_zeros(())
         ctx.aux = None
-        if dead is not None and len(dead) and alpha:
-            dead_values = select_aux(torch.addmm(b_enc[dead], centered, W_enc[dead].t()), k_aux)
+        if dead is not None and len(dead) and settings.aux_alpha:
+            error = errors[:, -1]
+            dead_values = select_aux(torch.addmm(b_enc[dead], centered, W_enc[dead].t()), settings.aux_k)
             aux_error = torch.addmm(error, dead_values, W_dec[dead])  # ê - e, where e = x - x^ = -error
             scale = per_variance(error, centered)
             aux = aux_error.square().sum() * scale
             ctx.aux = AuxTerm(dead, dead_values, aux_error, scale)
-        ctx.alpha = alpha
-        ctx.save_for_backward(centered, W_enc, W_dec, indices, values, error)
-        ctx.mark_non_differentiable(reconstruction, aux, indices, values)
+        ctx.settings, reconstruction = settings, squares[-1].clone()
+        ctx.save_for_backward(centered, W_enc, W_dec, errors, pairs.latents, pairs.values, pairs.bags, pairs.starts)
+        ctx.mark_non_differentiable(reconstruction, aux, pairs.latents, pairs.values)
         ctx.set_materialize_grads(False)
-        return reconstruction + alpha * aux, reconstruction, aux, indices, values
+        return total + settings.aux_alpha * aux, reconstruction, aux, pairs.latents, pairs.values
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         """See the class."""
         grad_total = grad_outputs[0]
         if grad_total is None:
-            return (None,) * 10
-        centered, W_enc, W_dec, indices, values, error = ctx.saved_tensors
-        g = error * (2.0 / len(error) * grad_total)
-        dz = _value_gradients(g, W_dec, indices, values).masked_fill_(values == 0, 0.0)
-        bags = _sort_by_latent(indices, len(W_enc))
-        dW_dec = bags.sum_rows(g, values)
-        dW_enc = bags.sum_rows(centered, dz)
-        db_enc = torch.zeros_like(W_enc[:, 0]).index_add_(0, indices.flatten(), dz.flatten())
-        db_dec = g.sum(0)
+            return (None,) * 7
+        centered, W_enc, W_dec, errors, *rest = ctx.saved_tensors
+        settings: StepSettings = ctx.settings
+        pairs, num_prefixes = Pairs(*rest), len(settings.weights)
+        per_row = 2.0 / len(centered) * grad_total
+        g = errors * (per_row * errors.new_tensor(settings.weights).unsqueeze(1))
+        for j in range(num_prefixes - 2, -1, -1):
+            g[:, j].add_(g[:, j + 1])
+        db_dec = g[:, 0].sum(0)
+        if settings.bias_weight:
+            db_dec.sub_(centered.sum(0) * (settings.bias_weight * per_row))
+        rows = g.view(-1, centered.shape[1])
+        dz = pairs.value_gradients(rows, W_dec)
+        by_latent = pairs.by_latent(len(W_enc))
+        tokens = pairs.bags if num_prefixes == 1 else pairs.bags // num_prefixes
+        dW_dec = by_latent.sum_rows(rows, pairs.bags, pairs.values)
+        dW_enc = by_latent.sum_rows(centered, tokens, dz)
+        db_enc = torch.zeros_like(W_enc[:, 0]).index_add_(0, pairs.latents, dz)
         if ctx.aux is not None:
             aux: AuxTerm = ctx.aux
-            r = aux.error * (2.0 * ctx.alpha * grad_total * aux.per_variance)
+            r = aux.error * (2.0 * settings.aux_alpha * grad_total * aux.per_variance)
             dv = (r @ W_dec[aux.dead].t()).masked_fill_(aux.values == 0, 0.0)
             dW_dec.index_add_(0, aux.dead, aux.values.t() @ r)
             dW_enc.index_add_(0, aux.dead, dv.t() @ centered)
             db_enc.index_add_(0, aux.dead, dv.sum(0))
         db_dec.addmv_(W_enc.t(), db_enc, alpha=-1.0)
-        return None, dW_enc, db_enc, dW_dec, db_dec, None, None, None, None, None
-
-
-def _value_gradients(g: Tensor, W_dec: Tensor, indices: Tensor, values: Tensor) -> Tensor:
-    """g_t . W_dec[i] for every active pair, [B, k]: the gradient of embedding_bag's weights, by its own kernel."""
-    with torch.enable_grad():
-        weights = values.detach().requires_grad_()
-        decoded = embedding_bag(indices, W_dec.detach(), mode="sum", per_sample_weights=weights)
-        (gradient,) = torch.autograd.grad(decoded, weights, g)
-    return gradient
-
-
-@dataclass
-class _PairsByLatent:
-    """Active pairs grouped by latent: `tokens` and `order` [B k] in latent order, `starts` [n] of each group."""
-
-    tokens: Tensor
-    order: Tensor
-    starts: Tensor
-
-    def sum_rows(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """For every latent, the sum over its tokens of weight x row: rows [B, d], weights [B, k] -> [n, d]."""
-        weights = weights.flatten()[self.order]
-        return embedding_bag(self.tokens, rows, self.starts, mode="sum", per_sample_weights=weights)
-
-
-def _sort_by_latent(indices: Tensor, num_latents: int) -> _PairsByLatent:
-    flat = indices.flatten()
-    ordered, order = flat.sort(stable=True)
-    starts = torch.searchsorted(ordered, torch.arange(num_latents, device=flat.device))
-    return _PairsByLatent(order // indices.shape[1], order, starts)
+        return None, dW_enc, db_enc, dW_dec, db_dec, None, None

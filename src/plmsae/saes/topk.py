@@ -19,13 +19,8 @@ from plmsae.saes.base import LossTerms
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
 from plmsae.saes.options import aux_options
-from plmsae.saes.sparse_step import (
-    SparseTopKStep,
-    Workspace,
-    encode_rows,
-    per_variance,
-    select_aux,
-)
+from plmsae.saes.pairs import Pairs
+from plmsae.saes.sparse_step import SparseStep, StepSettings, Workspace, encode_rows, per_variance, select_aux
 
 ALL = frozenset({"W_enc", "b_enc", "W_dec", "b_dec"})
 
@@ -60,24 +55,34 @@ class TopK(Dictionary):
             return super().loss(x, dead)
         x = self.standardise(x).rows
         indices = None if dead is None else dead.nonzero().flatten()
-        total, reconstruction, aux, picks, values = SparseTopKStep.apply(  # type: ignore[no-untyped-call]
-            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec,
-            indices, self.training_k, self.aux_k, self.aux_alpha, self._work,
-        )  # fmt: skip
+        total, reconstruction, aux, latents, values = SparseStep.apply(  # type: ignore[no-untyped-call]
+            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, indices, self._step_settings()
+        )
         counts = torch.zeros(self.config.dictionary_size, dtype=torch.int64, device=x.device)
-        counts.index_add_(0, picks.flatten(), (values > 0).flatten().long())
+        counts.index_add_(0, latents, (values > 0).long())
         return LossTerms(total, reconstruction.detach(), aux.detach(), counts)
 
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
-        """The loss as the paper writes it, left to autograd: the reference for `SparseTopKStep`."""
+        """The loss as the paper writes it, left to autograd: the reference for `SparseStep`."""
         pre = self._pre_activations(x)
-        z = self._largest_of_each(pre, self.training_k)
+        z = self._selected(pre)
         x_hat = z @ self.W_dec + self.b_dec
         error = mean_squared_error(x, x_hat)
         aux = self._aux(x, x_hat, pre, dead)
         return Terms(
             {"reconstruction": error, "aux": aux}, {"reconstruction": 1.0, "aux": self.aux_alpha}, error, z > 0
         )
+
+    def _step_settings(self) -> StepSettings:
+        return StepSettings(self._select, self.aux_k, self.aux_alpha)
+
+    def _select(self, centered: Tensor) -> Pairs:
+        """The active pairs of a training step for x - b_dec [B, d]."""
+        return Pairs.of_rows(*encode_rows(centered, self.W_enc, self.b_enc, self.training_k, self._work))
+
+    def _selected(self, pre: Tensor) -> Tensor:
+        """The same from pre-activations [B, n], dense."""
+        return self._largest_of_each(pre, self.training_k)
 
     def _pre_activations(self, x: Tensor) -> Tensor:
         return (x - self.b_dec) @ self.W_enc.t() + self.b_enc
