@@ -1,7 +1,8 @@
 """What an import is told, and random tensors for files of other libraries.
 
 The forwards in these tests are written from the other libraries' sources, in plain torch: dictionary_learning 60ec6bf,
-SAELens 6, InterPLM 5f4cbf9, sparsify 001d98e. Reconstructions are of size 1 and compared in fp32 to 1e-5.
+SAELens 6, InterPLM 5f4cbf9, sparsify 001d98e, InterProt 5475143, Biohub esm 43b4548, OpenAI's sparse_autoencoder
+764586a. Reconstructions are of size 1 and compared in fp32 to 1e-5.
 """
 
 from typing import Any
@@ -39,6 +40,17 @@ def draw() -> Draw:
 @pytest.fixture
 def x() -> Tensor:
     return Draw(7)(64, D, scale=1.0)
+
+
+LAYER_NORM: dict[str, Any] = {"kind": "layer_norm", "epsilon": 1e-5}
+TOKEN_RMS: dict[str, Any] = {"kind": "token_rms"}
+
+
+def standardised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(x - mu) / (sigma + 1e-5), mu and sigma of every token, as InterProt, Biohub, OpenAI and SAELens do it."""
+    mu = x.mean(dim=-1, keepdim=True)
+    sigma = (x - mu).std(dim=-1, keepdim=True)
+    return (x - mu) / (sigma + 1e-5), mu, sigma
 
 
 def largest(values: Tensor, k: int) -> Tensor:

@@ -81,9 +81,72 @@ def test_what_no_class_computes_is_refused(architecture: str, tmp_path: Path) ->
         export_sae(generic_sae(architecture).folded(2.5), tmp_path / "ip", "interplm")
 
 
-def test_norms_of_single_tokens_are_refused(draw: Draw, tmp_path: Path) -> None:
-    torch.save({**state_of("ReLUSAE", draw), "normalize_to_sqrt_d": torch.tensor(True)}, tmp_path / "ae.pt")
-    with pytest.raises(UserError, match="every token by its own norm"):
+@pytest.mark.parametrize("name", OURS)
+def test_tokens_of_norm_sqrt_d_are_made_here_and_back(name: str, draw: Draw, x: Tensor, tmp_path: Path) -> None:
+    state, x = state_of(name, draw), 3 * x + 1
+    torch.save({**state, "normalize_to_sqrt_d": torch.tensor(True)}, tmp_path / "ae.pt")
+    told = {**TOLD, "normaliser": None, **({"dictionary_class": name} if "k" in state else {})}
+    sae = import_sae(tmp_path, "interplm", **told)
+    assert sae.config.normaliser == {"kind": "token_rms"}
+    norms = x.norm(dim=1, keepdim=True)
+    wanted = reconstruction(name, state, x / norms * D**0.5) * norms / D**0.5
+    torch.testing.assert_close(sae(x), wanted, atol=3 * TOLERANCE, rtol=0)
+    with pytest.raises(UserError, match="the files say that the normaliser is"):
+        import_sae(tmp_path, "interplm", **{**told, "normaliser": TOLD["normaliser"]})
+    export_sae(sae, tmp_path / "b", "interplm")
+    back = torch.load(tmp_path / "b" / "ae.pt", weights_only=True)
+    assert bool(back.pop("normalize_to_sqrt_d"))
+    assert torch.equal(import_sae(tmp_path / "b", "interplm", **told)(x), sae(x))
+
+
+CONFIG = """dataloader_cfg:
+  plm_embd_dir: data/layer_3
+  zscore_means_file: {means}
+trainer_cfg:
+  expansion_factor: null
+  dictionary_size: {size}
+  activation_dim: 12
+  normalize_to_sqrt_d: {flag}
+  k: 5
+  auxk_alpha: 0.03125
+  {own}
+eval_cfg:
+  k: 17
+"""
+
+
+def config(own: str, *, size: int = N, flag: str = "false", means: str = "null") -> str:
+    return CONFIG.format(own=own, size=size, flag=flag, means=means)
+
+
+@pytest.mark.parametrize(
+    ("own", "name"), [("trainer_name: TopKTrainer", "TopKSAE"), ("dead_feature_threshold: 20000000", "BatchTopKSAE")]
+)
+def test_the_configuration_tells_classes_apart_and_must_agree(
+    own: str, name: str, draw: Draw, x: Tensor, tmp_path: Path
+) -> None:
+    state = state_of(name, draw)
+    torch.save(state, tmp_path / "ae.pt")
+    (tmp_path / "config.yaml").write_text(config(own))
+    sae = import_sae(tmp_path, "interplm", **TOLD)
+    assert sae.config.architecture == OURS[name]
+    torch.testing.assert_close(sae(x), reconstruction(name, state, x), atol=TOLERANCE, rtol=0)
+    other = "TopKSAE" if name == "BatchTopKSAE" else "BatchTopKSAE"
+    with pytest.raises(UserError, match=f"the files hold a '{name}', not a '{other}'"):
+        import_sae(tmp_path, "interplm", **TOLD, dictionary_class=other)
+    for text, message in (
+        (config(own, size=41), r"dictionary_size = 41, but the tensors of ae\.pt say 40"),
+        (config(own, flag="true"), r"normalize_to_sqrt_d = true, but the tensors of ae\.pt say false"),
+        (config(own).replace("k: 5", "k: 6"), r"trainer_cfg\.k = 6, but the tensors"),
+    ):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(DataError, match=message):
+            import_sae(tmp_path, "interplm", **TOLD)
+    (tmp_path / "config.yaml").write_text(config(own, means="means.pt"))
+    with pytest.raises(UserError, match="statistics that are not in these files"):
+        import_sae(tmp_path, "interplm", **TOLD)
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="not a text file"):
         import_sae(tmp_path, "interplm", **TOLD)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from plmsae.errors import DataError, UserError
 from plmsae.saes.formats import export_sae, import_sae
 from tests.saes.conftest import generic_sae
-from tests.saes.formats.conftest import TOLD, TOLERANCE, D, Draw, K, N, largest
+from tests.saes.formats.conftest import LAYER_NORM, TOKEN_RMS, TOLD, TOLERANCE, D, Draw, K, N, largest, standardised
 
 UNTOLD = {**TOLD, "normaliser": None}
 CFG: dict[str, Any] = {
@@ -26,6 +26,12 @@ CFG: dict[str, Any] = {
 
 
 def reconstruction(cfg: dict[str, Any], s: dict[str, Tensor], x: Tensor) -> Tensor:
+    if cfg["normalize_activations"] == "layer_norm":
+        rows, mu, sigma = standardised(x)
+        return reconstruction({**cfg, "normalize_activations": "none"}, s, rows) * sigma + mu
+    if cfg["normalize_activations"] == "constant_norm_rescale":
+        factor = D**0.5 / x.norm(dim=-1, keepdim=True)
+        return reconstruction({**cfg, "normalize_activations": "none"}, s, x * factor) / factor
     inputs = x - s["b_dec"] * cfg["apply_b_dec_to_input"]
     norms = s["W_dec"].norm(dim=-1) if cfg.get("rescale_acts_by_decoder_norm") else torch.ones(N)
     if cfg["architecture"] == "gated":
@@ -95,6 +101,30 @@ def test_activations_scaled_by_saelens_are_our_normaliser(draw: Draw, x: Tensor,
         import_sae(tmp_path, "saelens", **UNTOLD)
 
 
+@pytest.mark.parametrize(("mode", "normaliser"), [("layer_norm", LAYER_NORM), ("constant_norm_rescale", TOKEN_RMS)])
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+def test_tokens_scaled_by_saelens_are_scaled_here_and_back(
+    architecture: str, mode: str, normaliser: dict[str, Any], draw: Draw, x: Tensor, tmp_path: Path
+) -> None:
+    state, x = state_of(architecture, draw), 3 * x + 1
+    cfg = put(tmp_path / "a", architecture, state, normalize_activations=mode, apply_b_dec_to_input=False)
+    sae = import_sae(tmp_path / "a", "saelens", **UNTOLD)
+    assert sae.config.normaliser == normaliser
+    wanted = reconstruction(cfg, state, x)
+    torch.testing.assert_close(sae(x), wanted, atol=3 * TOLERANCE, rtol=0)
+    sae.check_source("esm2_t6_8M_UR50D", "c731040f", 3, "residual")
+    with pytest.raises(UserError, match="the files say that the normaliser is"):
+        import_sae(tmp_path / "a", "saelens", **TOLD)
+    export_sae(sae, tmp_path / "b", "saelens")
+    cfg = json.loads((tmp_path / "b" / "cfg.json").read_text())
+    assert cfg["normalize_activations"] == mode
+    state = load_file(tmp_path / "b" / "sae_weights.safetensors")
+    torch.testing.assert_close(reconstruction(cfg, state, x), wanted, atol=3 * TOLERANCE, rtol=0)
+    sae.config = sae.config.replace(normaliser={**LAYER_NORM, "epsilon": 1e-3})
+    with pytest.raises(UserError, match="that library only knows"):
+        export_sae(sae, tmp_path / "c", "saelens")
+
+
 def test_a_scale_that_was_folded_by_saelens_can_be_told(draw: Draw, tmp_path: Path) -> None:
     put(tmp_path, "standard", state_of("standard", draw))
     normaliser = {"kind": "rms", "scale": 3.5, "folded": True}
@@ -135,8 +165,7 @@ def test_what_no_architecture_computes_is_refused(architecture: str, tmp_path: P
         ({"metadata": None}, UserError, "before version 6"),
         ({"architecture": "batchtopk"}, UserError, "'batchtopk' cannot be imported"),
         ({"architecture": "skip_transcoder"}, UserError, "'skip_transcoder' cannot be imported"),
-        ({"normalize_activations": "layer_norm"}, UserError, "every token by a number of its own"),
-        ({"normalize_activations": "constant_norm_rescale"}, UserError, "every token by a number of its own"),
+        ({"normalize_activations": "covariance_whitening"}, UserError, "'covariance_whitening' cannot be imported"),
         ({"reshape_activations": "hook_z"}, UserError, "heads of an attention layer"),
         ({"apply_b_dec_to_input": None}, DataError, "apply_b_dec_to_input = None"),
         ({"d_sae": 41}, DataError, "d_sae = 41, but the tensors imply 40"),

@@ -1,14 +1,17 @@
 """Files that must not be loaded, whatever the format."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from plmsae.errors import DataError, UserError
+from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.formats import export_formats, export_sae, import_formats, import_sae
 from tests.saes.conftest import generic_sae
-from tests.saes.formats.conftest import TOLD
+from tests.saes.formats.conftest import LAYER_NORM, TOLD
 
 
 class Payload:
@@ -67,14 +70,6 @@ def test_unknown_formats_get_a_suggestion(tmp_path: Path) -> None:
     assert set(export_formats()) < set(import_formats())
 
 
-@pytest.mark.parametrize("format", ["interprot", "biohub"])
-def test_formats_that_standardise_every_token_say_why_they_are_not_read(format: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="it standardises every token"):
-        import_sae(tmp_path, format, **TOLD)
-    with pytest.raises(UserError, match="it standardises every token"):
-        export_sae(generic_sae().folded(2.5), tmp_path / "out", format)
-
-
 @pytest.mark.parametrize("format", export_formats())
 def test_an_export_is_whole_folded_and_finite_or_refused(format: str, tmp_path: Path) -> None:
     sae = generic_sae()
@@ -91,13 +86,73 @@ def test_an_export_is_whole_folded_and_finite_or_refused(format: str, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
+SCALES_TOKENS = ("biohub", "interprot", "openai")
+
+
+def exportable(format: str) -> SparseAutoencoder:
+    if format not in SCALES_TOKENS:
+        return generic_sae().folded(2.5)
+    sae = generic_sae(normaliser=LAYER_NORM)
+    sae.b_enc.data.zero_()  # biohub has none
+    return sae
+
+
+def told_of(format: str) -> dict[str, Any]:
+    told = {**TOLD, "layer": 4}
+    if format == "interplm":
+        return {**told, "dictionary_class": "TopKSAE"}
+    return {**told, "normaliser": None, "k": 5} if format in SCALES_TOKENS else told
+
+
 @pytest.mark.parametrize("format", export_formats())
 def test_an_origin_that_is_not_valid_is_refused(format: str, tmp_path: Path) -> None:
-    export_sae(generic_sae().folded(2.5), tmp_path / "out", format)
-    told = {**TOLD, "dictionary_class": "TopKSAE"} if format == "interplm" else TOLD
-    for change in ({"plm": ""}, {"layer": -1}, {"normaliser": {"kind": "rms", "scale": 0.0, "folded": True}}):
+    export_sae(exportable(format), tmp_path / "out", format)
+    told = told_of(format)
+    import_sae(tmp_path / "out", format, **told)
+    for change in ({"plm": ""}, {"plm_revision": ""}, {"layer": -1}, {"hook": ""}, {"k": 7},
+                   {"normaliser": {"kind": "rms", "scale": 0.0, "folded": True}}):  # fmt: skip
+        if (format, change) == ("interprot", {"k": 7}):
+            continue  # its files do not say k
         with pytest.raises(UserError):
             import_sae(tmp_path / "out", format, **{**told, **change})
-    if format != "saelens":
-        with pytest.raises(UserError, match="how the activations were scaled"):
+    if format not in ("saelens", *SCALES_TOKENS):
+        with pytest.raises(UserError, match="how the activations were scaled") as error:
             import_sae(tmp_path / "out", format, **{**told, "normaliser": None})
+        assert "--scale 1 --folded" in str(error.value.fix)
+
+
+@pytest.mark.parametrize("format", export_formats())
+def test_weights_that_are_not_those_of_an_sae_are_named(format: str, tmp_path: Path) -> None:
+    """Extra, missing, wrong-shaped, non-finite and non-float tensors, whatever the library."""
+    export_sae(exportable(format), tmp_path / "out", format)
+    told = told_of(format)
+    path = next(item for item in sorted((tmp_path / "out").iterdir()) if item.suffix in (".pt", ".safetensors"))
+    good = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    matrix = next(name for name in good if name in ("encoder.weight", "W_enc", "w_enc"))
+    broken: list[tuple[dict[str, Any], str]] = [
+        ({"stranger": torch.zeros(2)}, "unknown tensor 'stranger'"),
+        ({matrix: None}, f"tensor '{matrix}' is missing"),
+        ({matrix: torch.zeros(3, 4, 5)}, rf"tensor '{matrix}' has shape \(3, 4, 5\)"),
+        ({matrix: good[matrix].t().contiguous()}, "has shape"),
+        ({matrix: torch.full_like(good[matrix], torch.nan)}, f"tensor '{matrix}' holds 480 NaN or infinite values"),
+        ({matrix: torch.full_like(good[matrix], -torch.inf)}, "holds 480 NaN or infinite values"),
+        ({matrix: torch.ones(good[matrix].shape, dtype=torch.int64)}, r"tensor 'W_enc' is torch\.int64"),
+        ({matrix: torch.zeros(0, 0)}, r"has shape \(0, 0\)"),
+    ]
+    for change, message in broken:
+        state = {name: value for name, value in {**good, **change}.items() if value is not None}
+        save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+        with pytest.raises(DataError, match=message) as error:
+            import_sae(tmp_path / "out", format, **told)
+        assert str(path.name) in str(error.value.where)
+        assert error.value.fix
+
+
+@pytest.mark.parametrize("format", ["dictionary_learning", "interplm", "openai", "interprot"])
+def test_no_format_runs_what_a_pt_holds(format: str, tmp_path: Path) -> None:
+    mark = tmp_path / "was-run"
+    (tmp_path / "in").mkdir()
+    torch.save({"b_dec": torch.zeros(3), "payload": Payload(mark)}, tmp_path / "in" / "ae.pt")
+    with pytest.raises(DataError, match="could run code"):
+        import_sae(tmp_path / "in", format, **{**told_of(format), "dictionary_class": "AutoEncoder"})
+    assert not mark.exists()

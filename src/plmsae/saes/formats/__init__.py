@@ -24,17 +24,14 @@ __all__ = ["export_formats", "export_sae", "import_formats", "import_sae"]
 
 # name -> (module, whether it is written as well as read)
 _FORMATS: dict[str, tuple[str, bool]] = {
+    "biohub": ("plmsae.saes.formats.biohub", True),
     "dictionary_learning": ("plmsae.saes.formats.dictionary_learning", True),
     "interplm": ("plmsae.saes.formats.interplm", True),
+    "interprot": ("plmsae.saes.formats.interprot", True),
+    "openai": ("plmsae.saes.formats.openai", True),
     "reticular": ("plmsae.saes.formats.dictionary_learning", False),
     "saelens": ("plmsae.saes.formats.saelens", True),
     "sparsify": ("plmsae.saes.formats.sparsify", True),
-}
-
-# Formats whose every SAE computes what no sum of atoms does: the reason, for those who ask.
-_NOT_EXPRESSIBLE: dict[str, str] = {
-    "biohub": "it standardises every token and reconstructs the standardised one",
-    "interprot": "it standardises every token, and undoes that with the token's own mean and deviation",
 }
 
 
@@ -58,6 +55,7 @@ def import_sae(
     hook: str,
     normaliser: Mapping[str, Any] | None = None,
     dictionary_class: str | None = None,
+    k: int | None = None,
 ) -> SparseAutoencoder:
     """Read an SAE of another library, on the CPU and with gradients off.
 
@@ -72,14 +70,17 @@ def import_sae(
         layer: Layer of the activations, as an index into the hidden states (0: embeddings).
         hook: Where in the layer, e.g. `residual`.
         normaliser: `{"kind": "rms", "scale": c, "folded": bool}`: it was trained on x / c, and c is part of its biases
-            or not; raw activations are c = 1, folded. None only where the files say it (`saelens`).
+            or not; raw activations are c = 1, folded. None only where the files say it (`saelens`), or where the
+            library scales every token by itself (`interprot`, `biohub`, `openai` TopK, InterPLM's
+            `normalize_to_sqrt_d`).
         dictionary_class: The other library's class, where the files do not say it.
+        k: Latents per token, where the files do not say it (`interprot`).
 
     Returns:
         The SAE; `.folded(scale)` makes one for raw activations where the normaliser is not folded.
 
     Raises:
-        UserError: Unknown format, no such folder, an origin that is not told, or an SAE that cannot be expressed here.
+        UserError: Unknown format, no such folder, an origin that is not told, or an SAE that no architecture here is.
         DataError: A file is missing, not safe to load, or malformed; the tensor or key is named.
     """
     from plmsae.saes.formats.origin import Origin
@@ -88,7 +89,7 @@ def import_sae(
     if not folder.is_dir():
         raise UserError(f"no folder '{folder}'", fix="pass the folder that the other library wrote")
     sae: SparseAutoencoder = module.read(
-        folder, Origin(format, plm, plm_revision, layer, hook, normaliser, dictionary_class)
+        folder, Origin(format, plm, plm_revision, layer, hook, normaliser, dictionary_class, k)
     )
     return sae
 
@@ -99,7 +100,7 @@ def export_sae(sae: SparseAutoencoder, folder: Path, format: str) -> None:
     What only a training needs (penalties, AuxK) is not written.
 
     Args:
-        sae: Folded: it takes raw activations.
+        sae: One that takes raw activations: its normaliser is folded, or works per token.
         folder: Must not exist, or be empty.
         format: One of `export_formats()`.
 
@@ -128,12 +129,6 @@ def export_sae(sae: SparseAutoencoder, folder: Path, format: str) -> None:
 
 
 def _module(format: str, known: tuple[str, ...]) -> ModuleType:
-    if format in _NOT_EXPRESSIBLE:
-        raise UserError(
-            f"an SAE of '{format}' cannot be expressed here: {_NOT_EXPRESSIBLE[format]}",
-            where="format",
-            fix="use its own code, or train an SAE here on the same activations",
-        )
     if format not in known:
         raise UserError(f"unknown SAE format '{format}'", where="format", fix=did_you_mean(format, known))
     return import_module(_FORMATS[format][0])

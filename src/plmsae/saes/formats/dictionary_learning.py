@@ -17,7 +17,7 @@ from torch import Tensor
 from plmsae.errors import DataError, UserError
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.formats.origin import Origin
-from plmsae.saes.formats.ours import cannot, parts, transposed
+from plmsae.saes.formats.ours import cannot, check_normaliser, parts, transposed
 from plmsae.saes.formats.tensors import Shapes, checked, read_json, read_pt, require_file, whole_number
 from plmsae.saes.options import group_sizes
 
@@ -111,6 +111,7 @@ def read(folder: Path, origin: Origin) -> SparseAutoencoder:
 
 def write(sae: SparseAutoencoder, folder: Path) -> None:
     """See `export_sae`."""
+    check_normaliser(sae, "dictionary_learning")
     architecture, tensors = parts(sae)
     name = next((item for item, entry in _CLASSES.items() if entry[0] == architecture), None)
     if name is None:

@@ -29,6 +29,31 @@ class Origin:
     hook: str
     normaliser: Mapping[str, Any] | None
     dictionary_class: str | None
+    k: int | None = None
+
+    def latents_per_token(self, stated: int | None, n: int, where: Path) -> int:
+        """k: what the files state, or else what the user says.
+
+        Args:
+            stated: What the files say; None where they do not.
+            n: Number of latents.
+            where: The file, for messages.
+
+        Raises:
+            UserError: Neither says it, both do and differ, or it is not in 1..n.
+        """
+        k = self.k if stated is None else stated
+        if k is None:
+            raise UserError(
+                "the files do not say how many latents are active on a token",
+                where=str(where),
+                fix="pass k (on the command line: --k), e.g. 64",
+            )
+        if self.k not in (None, k):
+            raise UserError(f"the files say k = {k}, not {self.k}", where=str(where), fix="leave k away")
+        if type(k) is not int or not 1 <= k <= n:
+            raise UserError(f"k = {k!r} is not in 1..{n}", where=str(where), fix="pass the k of its training")
+        return k
 
     def one_of(self, stated: str | None, known: tuple[str, ...], where: Path) -> str:
         """The class of the SAE: what the files state, or else what the user says.
@@ -41,7 +66,7 @@ class Origin:
             raise UserError(
                 "the files do not say which class the SAE is of",
                 where=str(where),
-                fix="pass dictionary_class: " + ", ".join(f"'{item}'" for item in known),
+                fix="pass dictionary_class (on the command line: --class): " + ", ".join(f"'{item}'" for item in known),
             )
         if stated and self.dictionary_class not in (None, stated):
             raise UserError(
@@ -80,13 +105,21 @@ class Origin:
             DataError: The tensors cannot be those of a finished SAE.
         """
         n, d = tensors["W_dec"].shape
+        if self.k is not None and k is None:
+            raise UserError(f"a '{stated}' has any number of active latents", where=str(source), fix="leave k away")
+        if k is not None:
+            self.latents_per_token(k, n, source)
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                raise DataError(f"tensor '{name}' is {tensor.dtype}", where=str(source), fix="save it as fp32")
         given = self.normaliser if self.normaliser is not None else normaliser
         if given is None:
             raise UserError(
                 f"the files of format '{self.format}' do not say how the activations were scaled before the training",
                 where="normaliser",
-                fix='pass {"kind": "rms", "scale": the norm factor, "folded": false} if it takes activations divided '
-                'by the factor, {"kind": "rms", "scale": 1.0, "folded": true} if it was trained on raw ones',
+                fix='pass {"kind": "rms", "scale": the norm factor, "folded": false} (on the command line: --scale) if '
+                'it takes activations divided by the factor, {"kind": "rms", "scale": 1.0, "folded": true} (--scale 1 '
+                "--folded) if it was trained on raw ones",
             )
         if normaliser is not None and not _agree(given, normaliser):
             raise UserError(
@@ -118,6 +151,8 @@ class Origin:
 
 def _agree(told: Mapping[str, Any], stated: Mapping[str, Any]) -> bool:
     """Whether both take the same activations. Where they are raw, only the user knows which scale was folded in."""
+    if told.get("kind") != "rms" or stated["kind"] != "rms":
+        return dict(told) == dict(stated)
     if told.get("folded") != stated["folded"]:
         return False
     return bool(stated["folded"]) or math.isclose(float(told.get("scale", 0.0)), stated["scale"], rel_tol=1e-6)

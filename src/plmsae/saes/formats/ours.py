@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,18 +12,20 @@ from plmsae.errors import DataError, UserError
 from plmsae.saes.base import SparseAutoencoder
 
 THRESHOLDED = ("batch_topk", "matryoshka")
+# What InterProt, Biohub, OpenAI and SAELens (`layer_norm`) do to every token.
+LAYER_NORM: Mapping[str, Any] = {"kind": "layer_norm", "epsilon": 1e-5}
 
 
 def check_exportable(sae: SparseAutoencoder) -> None:
     """Refuse an SAE that would come out wrong.
 
     Raises:
-        UserError: It is not folded: no other format has a place for our normaliser.
+        UserError: It takes scaled activations: no other format has a place for our normaliser.
         DataError: A tensor holds NaN or infinity, or the SAE is not finished.
     """
-    if not sae.config.normaliser["folded"]:
+    if not sae.config.takes_raw:
         raise UserError(
-            f"the SAE takes activations divided by {sae.config.normaliser['scale']:.6g}, which the file could not say",
+            f"the SAE takes {sae.config.input}, which the file could not say",
             where="normaliser",
             fix="fold it first: sae.folded(scale)",
         )
@@ -29,6 +34,41 @@ def check_exportable(sae: SparseAutoencoder) -> None:
             raise DataError(f"tensor '{name}' holds NaN or infinity", where=name, fix="do not export a diverged SAE")
     if problem := sae.weights_problem():
         raise DataError(problem, fix="finish the SAE before it is exported")
+
+
+def check_normaliser(sae: SparseAutoencoder, format: str, *known: Mapping[str, Any]) -> None:
+    """Refuse an SAE whose normaliser works per token in a way that the format's library does not.
+
+    Args:
+        sae: The SAE.
+        format: Name of the format.
+        known: What the library does token by token.
+
+    Raises:
+        UserError: It does something else.
+    """
+    if sae.config.per_token and dict(sae.config.normaliser) not in [dict(item) for item in known]:
+        raise UserError(
+            f"an SAE with the normaliser {dict(sae.config.normaliser)} cannot be written as {format}: that library "
+            + ("only knows " + " and ".join(str(dict(item)) for item in known) if known else "scales no token"),
+            where="format",
+            fix="keep sae.safetensors and config.json, or choose another format",
+        )
+
+
+def require_layer_norm(sae: SparseAutoencoder, format: str) -> None:
+    """Refuse an SAE that does not standardise every token as this format's library always does.
+
+    Raises:
+        UserError: It does something else.
+    """
+    check_normaliser(sae, format, LAYER_NORM)
+    if not sae.config.per_token:
+        raise UserError(
+            f"an SAE that takes {sae.config.input} cannot be written as {format}: that library standardises tokens",
+            where="format",
+            fix="choose another format",
+        )
 
 
 def parts(sae: SparseAutoencoder) -> tuple[str, dict[str, Tensor]]:

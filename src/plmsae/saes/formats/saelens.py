@@ -5,7 +5,8 @@ our architecture has it the other way, the encoder's bias takes up the differenc
 rescale latents (`rescale_acts_by_decoder_norm`) move into the encoder. Both are exact but for fp32 rounding.
 
 `expected_average_only_in` means activations times `scaling_factor` of `activation_scaler.json`, which is our
-normaliser with scale 1 / factor. The two normalisations that work token by token are no scale and are refused.
+normaliser with scale 1 / factor. `layer_norm` and `constant_norm_rescale` work token by token; `covariance_whitening`
+is folded into the weights by the library itself when it saves an SAE for inference.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from plmsae.errors import DataError, UserError, did_you_mean
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.formats.origin import Origin, moved_bias
-from plmsae.saes.formats.ours import THRESHOLDED, cannot, parts, transposed
+from plmsae.saes.formats.ours import LAYER_NORM, THRESHOLDED, cannot, check_normaliser, parts, transposed
 from plmsae.saes.formats.tensors import (
     AGAIN,
     Shapes,
@@ -36,7 +37,7 @@ from plmsae.saes.formats.tensors import (
 
 WEIGHTS, CONFIG, SCALER = "sae_weights.safetensors", "cfg.json", "activation_scaler.json"
 # The version whose files these are; readers convert older ones.
-VERSION = "6.49.0"
+VERSION = "6.54.12"
 BASE: Shapes = {"W_enc": "dn", "W_dec": "nd", "b_dec": "d"}
 _SHAPES: dict[str, Shapes] = {
     "standard": {**BASE, "b_enc": "n"},
@@ -84,6 +85,7 @@ def read(folder: Path, origin: Origin) -> SparseAutoencoder:
 
 def write(sae: SparseAutoencoder, folder: Path) -> None:
     """See `export_sae`. One threshold becomes n equal ones; groups of `matryoshka` are not written."""
+    check_normaliser(sae, "saelens", LAYER_NORM, {"kind": "token_rms"})
     architecture, tensors = parts(sae)
     name = {"relu": "standard", "l1_april": "standard", "jump_relu": "jumprelu"}.get(architecture, architecture)
     if architecture in THRESHOLDED:
@@ -94,6 +96,7 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
     state = {key: transposed(tensors[key]) if key == "W_enc" else tensors[key] for key in _SHAPES[name]}
     save_file(state, folder / WEIGHTS)
     config = sae.config
+    normalisation = {"layer_norm": "layer_norm", "token_rms": "constant_norm_rescale"}
     cfg: dict[str, Any] = {
         "architecture": name,
         "d_in": config.d_model,
@@ -101,7 +104,7 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": architecture not in ("l1_april", "jump_relu"),
-        "normalize_activations": "none",
+        "normalize_activations": normalisation.get(config.normaliser["kind"], "none"),
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": VERSION,
@@ -153,10 +156,14 @@ def _normaliser(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if not number or not math.isfinite(float(factor or 0)) or float(factor or 0) <= 0:
             raise DataError(f"scaling_factor = {factor!r} is not a positive number", where=str(path), fix=AGAIN)
         return {"kind": "rms", "scale": 1 / float(factor or 1), "folded": False}
+    if mode == "layer_norm":
+        return dict(LAYER_NORM)
+    if mode == "constant_norm_rescale":
+        return {"kind": "token_rms"}
     raise UserError(
-        f"normalize_activations = {mode!r} divides every token by a number of its own, which no scale can express",
+        f"normalize_activations = {mode!r} cannot be imported",
         where=str(folder / CONFIG),
-        fix="use it with SAELens, or train an SAE here on the same activations",
+        fix="save the SAE with SAELens' save_inference_model, which folds what can be folded",
     )
 
 

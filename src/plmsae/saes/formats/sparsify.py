@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from plmsae.errors import DataError, UserError
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.formats.origin import Origin
-from plmsae.saes.formats.ours import cannot, parts
+from plmsae.saes.formats.ours import cannot, check_normaliser, parts
 from plmsae.saes.formats.tensors import AGAIN, Shapes, checked, read_json, read_safetensors, require_file, whole_number
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
@@ -59,6 +59,7 @@ def read(folder: Path, origin: Origin) -> SparseAutoencoder:
 
 def write(sae: SparseAutoencoder, folder: Path) -> None:
     """See `export_sae`."""
+    check_normaliser(sae, "sparsify")
     architecture, tensors = parts(sae)
     if architecture != "topk":
         raise cannot(sae, "sparsify", "that library computes the k largest latents of each token and nothing else")

@@ -32,6 +32,23 @@ def require_file(folder: Path, name: str) -> Path:
     return path
 
 
+def only_file(folder: Path, suffixes: tuple[str, ...]) -> Path:
+    """The one file of weights in a folder, whatever its name.
+
+    Raises:
+        DataError: There is none, or more than one.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise DataError(
+            f"one file of weights ({' or '.join(suffixes)}) is needed; there are {len(files)}: {names}",
+            where=str(folder),
+            fix="put the file of one SAE into a folder of its own",
+        )
+    return files[0]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON mapping.
 
@@ -53,6 +70,31 @@ def read_pt(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: The file is damaged, holds other Python objects, or is no mapping of names to tensors.
     """
+    return tensors_of(read_pt_mapping(path), path)
+
+
+def tensors_of(data: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """A mapping that holds names and tensors alone.
+
+    Raises:
+        DataError: It holds something else; the entry is named.
+    """
+    for name, tensor in data.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise DataError(
+                f"entry '{name}' is a {type(tensor).__name__}, not a tensor",
+                where=str(path),
+                fix="save the state_dict of the SAE alone",
+            )
+    return dict(data)
+
+
+def read_pt_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a `.pt` file, of tensors, numbers, texts, lists and mappings; loading runs nothing.
+
+    Raises:
+        DataError: The file is damaged, holds other Python objects, or is no mapping.
+    """
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its readers raise; each means that the file is not usable
@@ -65,13 +107,6 @@ def read_pt(path: Path) -> dict[str, Tensor]:
         raise DataError(f"the file is damaged: {str(error).splitlines()[0]}", where=str(path), fix=AGAIN) from error
     if not isinstance(data, Mapping):
         raise DataError(f"a {type(data).__name__}, not a state_dict", where=str(path), fix="save its state_dict alone")
-    for name, tensor in data.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise DataError(
-                f"entry '{name}' is a {type(tensor).__name__}, not a tensor",
-                where=str(path),
-                fix="save the state_dict of the SAE alone",
-            )
     return dict(data)
 
 
