@@ -196,7 +196,7 @@ def _training_rows(inputs: Inputs, most: int | None = None) -> Iterator[Tensor]:
 
 def _raw(like: SaeConfig) -> dict[str, Any]:
     """A baseline is fitted to raw activations: there is no scale left to fold."""
-    return {"kind": "rms", "scale": like.normaliser["scale"], "folded": True}
+    return {"kind": "rms", "scale": like.normaliser.get("scale", 1.0), "folded": True}
 
 
 def _config(architecture: str, like: SaeConfig, m: int, k: int | None, training: dict[str, Any]) -> SaeConfig:
