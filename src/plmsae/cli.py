@@ -20,7 +20,7 @@ VERBS = {
     "models": "list the registered SAEs",
     "pull": "copy a registered SAE with its evidence to a folder",
     "features": "active latents of every residue of your proteins",
-    "export": "write an SAE in the format of another library",
+    "export": "convert an SAE to or from the format of another library",
     "verify": "check every file of an output or SAE folder against its checksums",
     "compile": "compile a Kubeflow pipeline for your images",
     "submit": "run a pipeline on Kubeflow",

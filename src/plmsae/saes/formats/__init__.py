@@ -1,5 +1,7 @@
 """SAEs of other libraries: reading them as ours and writing ours as theirs. Needs torch and safetensors alone.
 
+`plmsae` is our own format: an imported SAE ends in it, and `load_folder` reads it.
+
 A reader gives the same latents and reconstructions as the other library's forward, up to fp32 rounding, or refuses and
 says why. To add a format, write one module with `read` and `write` and add its line to `_FORMATS`.
 """
@@ -22,27 +24,28 @@ if TYPE_CHECKING:
 
 __all__ = ["export_formats", "export_sae", "import_formats", "import_sae"]
 
-# name -> (module, whether it is written as well as read)
-_FORMATS: dict[str, tuple[str, bool]] = {
-    "biohub": ("plmsae.saes.formats.biohub", True),
-    "dictionary_learning": ("plmsae.saes.formats.dictionary_learning", True),
-    "interplm": ("plmsae.saes.formats.interplm", True),
-    "interprot": ("plmsae.saes.formats.interprot", True),
-    "openai": ("plmsae.saes.formats.openai", True),
-    "reticular": ("plmsae.saes.formats.dictionary_learning", False),
-    "saelens": ("plmsae.saes.formats.saelens", True),
-    "sparsify": ("plmsae.saes.formats.sparsify", True),
+# name -> (module, whether it is read, whether it is written)
+_FORMATS: dict[str, tuple[str, bool, bool]] = {
+    "biohub": ("plmsae.saes.formats.biohub", True, True),
+    "dictionary_learning": ("plmsae.saes.formats.dictionary_learning", True, True),
+    "interplm": ("plmsae.saes.formats.interplm", True, True),
+    "interprot": ("plmsae.saes.formats.interprot", True, True),
+    "openai": ("plmsae.saes.formats.openai", True, True),
+    "plmsae": ("plmsae.saes.formats.own", False, True),
+    "reticular": ("plmsae.saes.formats.dictionary_learning", True, False),
+    "saelens": ("plmsae.saes.formats.saelens", True, True),
+    "sparsify": ("plmsae.saes.formats.sparsify", True, True),
 }
 
 
 def import_formats() -> tuple[str, ...]:
     """Names of the formats that `import_sae` reads."""
-    return tuple(sorted(_FORMATS))
+    return tuple(name for name in sorted(_FORMATS) if _FORMATS[name][1])
 
 
 def export_formats() -> tuple[str, ...]:
     """Names of the formats that `export_sae` writes."""
-    return tuple(name for name in import_formats() if _FORMATS[name][1])
+    return tuple(name for name in sorted(_FORMATS) if _FORMATS[name][2])
 
 
 def import_sae(

@@ -20,12 +20,12 @@ def check_exportable(sae: SparseAutoencoder) -> None:
     """Refuse an SAE that would come out wrong.
 
     Raises:
-        UserError: It takes scaled activations: no other format has a place for our normaliser.
+        UserError: It takes scaled activations: the other formats have no place for the scale.
         DataError: A tensor holds NaN or infinity, or the SAE is not finished.
     """
     if not sae.config.takes_raw:
         raise UserError(
-            f"the SAE takes {sae.config.input}, which the file could not say",
+            f"the SAE takes {sae.config.input}, not raw ones",
             where="normaliser",
             fix="fold it first: sae.folded(scale)",
         )
