@@ -1,71 +1,83 @@
-"""A TopK training step: the sparse kernel against the plain dense one, interleaved in one process.
+"""Training steps that multiply no zeros, against the dense ones and dictionary_learning's, interleaved in one process.
 
-    python benchmarks/train_step.py [--threads 2] [--d 192] [--n 4096] [--k 32] [--batch 2048] [--rounds 15] [--dead 0]
+    python benchmarks/train_step.py [--threads 1] [--d 320] [--n 10240] [--k 32] [--batch 2048] [--rounds 9] [--dead 0]
 
-A step is loss, backward, gradient projection, clipping, fused Adam, renormalisation. The dense step is
-`kernel: reference`, autograd over the loss as the papers write it. Both are first checked to agree. A ratio is the
-time of the dense step over the sparse one in the same round; CPU time (meaningful with one thread) hardly feels the
-neighbours, wall time does. `--dead` latents are given to AuxK.
+A step is loss, backward, gradient projection, clipping, Adam, renormalisation. `dense reference` is ours with
+`kernel: reference`: autograd over the loss as the papers write it. The peer is the trainer of dictionary-learning
+0.1.0, installed from the package registry into a temporary folder and run as it is, on the same torch. All start from
+the same weights and are first checked to have the same loss, before and after one step. A ratio is the time of another
+step over ours in the same round. With one thread the clock is the process's CPU time, which hardly feels the
+neighbours; with more it is wall time. `--dead` latents are given to AuxK.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plmsae.saes import SaeConfig, build
+from plmsae.saes.base import SparseAutoencoder
+from plmsae.saes.matryoshka import FRACTIONS
 
 NUM_BATCHES = 4
+LEARNING_RATE = 1e-4
+PEER = "dictionary-learning==0.1.0"
+PEER_NEEDS = "einops==0.8.2"
+TRAINERS = {
+    "topk": ("top_k", "TopKTrainer"),
+    "batch_topk": ("batch_top_k", "BatchTopKTrainer"),
+    "matryoshka": ("matryoshka_batch_top_k", "MatryoshkaBatchTopKTrainer"),
+}
+Step = Callable[[int], float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (
-        ("threads", 2), ("d", 192), ("n", 4096), ("k", 32), ("batch", 2048), ("rounds", 15), ("dead", 0)
+        ("threads", 1), ("d", 320), ("n", 10240), ("k", 32), ("batch", 2048), ("rounds", 9), ("dead", 0)
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(arguments.batch, arguments.d, generator=generator) for _ in range(NUM_BATCHES)]
-    dead = torch.arange(arguments.n) < arguments.dead
-    steps = {kernel: make_step(kernel, arguments, batches, dead) for kernel in ("auto", "reference")}
-    losses = {kernel: step(0) for kernel, step in steps.items()}
-    assert abs(losses["auto"] / losses["reference"] - 1) < 1e-4, losses
-    wall: dict[str, list[float]] = {kernel: [] for kernel in steps}
-    cpu: dict[str, list[float]] = {kernel: [] for kernel in steps}
-    for index in range(arguments.rounds):
-        for kernel, step in steps.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            step(index)
-            wall[kernel].append(time.perf_counter() - start)
-            cpu[kernel].append(time.process_time() - start_cpu)
+    norms = torch.exp(0.3 * torch.randn(NUM_BATCHES, arguments.batch, 1, generator=generator))
+    batches = list(norms * torch.randn(NUM_BATCHES, arguments.batch, arguments.d, generator=generator))
+    clock, name = (time.process_time, "CPU") if arguments.threads == 1 else (time.perf_counter, "wall")
     shape = ", ".join(f"{name} {getattr(arguments, name)}" for name in ("d", "n", "k", "batch", "threads", "dead"))
-    print(f"# TopK training step\n\n{shape}; {arguments.rounds} interleaved rounds; min / median / max.\n")
-    print("| kernel | wall ms | CPU ms | tokens/s (median) |\n|---|---|---|---|")
-    for kernel in steps:
-        speed = arguments.batch / median(wall[kernel])
-        print(f"| {kernel} | {spread(wall[kernel], 1e3)} | {spread(cpu[kernel], 1e3)} | {speed:,.0f} |")
-    slower = {
-        name: spread([dense / sparse for dense, sparse in zip(times["reference"], times["auto"])], 1)
-        for name, times in (("wall", wall), ("CPU", cpu))
-    }
-    print(f"| reference / auto | {slower['wall']} | {slower['CPU']} | |")
+    with tempfile.TemporaryDirectory(prefix="plmsae-") as folder:
+        with_peer = install(Path(folder))
+        peer = PEER.replace("==", " ") if with_peer else f"{PEER.replace('==', ' ')} (could not be installed here)"
+        print(f"# Training step\n\n{shape}; torch {torch.__version__}; {arguments.rounds} interleaved rounds.")
+        print(f"Milliseconds of {name} time, and how many times ours: min / median / max.\n")
+        print(f"| | ours | tokens/s (median) | dense reference | times ours | {peer} | times ours |")
+        print("|---|---|---|---|---|---|---|")
+        for architecture in TRAINERS:
+            steps = {kernel: our_step(architecture, kernel, arguments, batches) for kernel in ("auto", "reference")}
+            if with_peer:
+                steps["peer"] = peer_step(architecture, arguments, batches)
+            check(steps)
+            print(row(architecture, measure(steps, arguments.rounds, clock), arguments.batch), flush=True)
 
 
-def make_step(
-    kernel: str, arguments: argparse.Namespace, batches: Sequence[Tensor], dead: Tensor
-) -> Callable[[int], float]:
-    normaliser = {"kind": "rms", "scale": 1.0, "folded": False}
-    config = SaeConfig("topk", arguments.d, arguments.n, arguments.k, "none", "none", 0, "residual", normaliser)
-    sae = build(config)
+def our_step(architecture: str, kernel: str, arguments: argparse.Namespace, batches: Sequence[Tensor]) -> Step:
+    sae = our_sae(architecture, arguments)
     sae.kernel = kernel
-    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=True)
+    dead = torch.arange(arguments.n) < arguments.dead
+    optimizer = torch.optim.Adam(sae.parameters(), lr=LEARNING_RATE, fused=True)
 
     def step(index: int) -> float:
         optimizer.zero_grad()
@@ -80,8 +92,107 @@ def make_step(
     return step
 
 
-def spread(values: Sequence[float], factor: float) -> str:
-    return "/".join(f"{factor * value:.2f}" for value in (min(values), median(values), max(values)))
+def our_sae(architecture: str, arguments: argparse.Namespace) -> SparseAutoencoder:
+    """The same weights at every call."""
+    options = {"reduction": "dictionary_learning"} if architecture == "matryoshka" else {}
+    return build(
+        SaeConfig(
+            architecture=architecture,
+            d_model=arguments.d,
+            dictionary_size=arguments.n,
+            k=arguments.k,
+            plm="none",
+            plm_revision="none",
+            layer=0,
+            hook="residual",
+            normaliser={"kind": "rms", "scale": 1.0, "folded": False},
+            options=options,
+        )
+    )
+
+
+def install(folder: Path) -> bool:
+    """Make the peer importable; its `__init__` needs a language model's tools, its trainers do not."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run([*command, PEER, PEER_NEEDS], env=environment, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        return False
+    sys.path.append(str(folder))
+    package = types.ModuleType("dictionary_learning")
+    package.__path__ = [str(folder / "dictionary_learning")]
+    sys.modules["dictionary_learning"] = package
+    return True
+
+
+def peer_step(architecture: str, arguments: argparse.Namespace, batches: Sequence[Tensor]) -> Step:
+    module, name = TRAINERS[architecture]
+    more: dict[str, Any] = {}
+    if architecture == "matryoshka":
+        more["group_fractions"] = list(FRACTIONS["power_law"])
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer = getattr(importlib.import_module(f"dictionary_learning.trainers.{module}"), name)(
+            steps=100_000,
+            activation_dim=arguments.d,
+            dict_size=arguments.n,
+            k=arguments.k,
+            layer=0,
+            lm_name="none",
+            lr=LEARNING_RATE,
+            warmup_steps=0,
+            device="cpu",
+            **more,
+        )
+    ours = our_sae(architecture, arguments).state_dict()
+    theirs = dict(trainer.ae.named_parameters())
+    names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
+    with torch.no_grad():
+        for key, parameter in theirs.items():
+            value = ours[names.get(key, key)]
+            parameter.copy_(value if value.shape == parameter.shape else value.T)
+
+    def step(index: int) -> float:
+        trainer.num_tokens_since_fired[: arguments.dead] = trainer.dead_feature_threshold
+        # Step 0 would set b_dec to the median of the batch.
+        return float(trainer.update(index + 1, batches[index % NUM_BATCHES]))
+
+    return step
+
+
+def check(steps: Mapping[str, Step]) -> None:
+    """The first two losses agree; the first has the same weights, the second what one step made of them."""
+    for index in range(2):
+        losses = {name: step(index) for name, step in steps.items()}
+        for name, loss in losses.items():
+            assert abs(loss / losses["auto"] - 1) < 1e-4, (index, name, losses)
+
+
+def measure(steps: Mapping[str, Step], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of every step in every round."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(rounds):
+        for name, step in steps.items():
+            start = clock()
+            step(index)
+            times[name].append(clock() - start)
+    return times
+
+
+def row(architecture: str, times: Mapping[str, Sequence[float]], batch: int) -> str:
+    ours = times["auto"]
+    cells = [f"`{architecture}`", spread(ours, 1e3, 0), f"{batch / median(ours):,.0f}"]
+    for name in ("reference", "peer"):
+        if name in times:
+            ratios = [other / own for other, own in zip(times[name], ours, strict=True)]
+            cells += [spread(times[name], 1e3, 0), spread(ratios, 1.0, 1)]
+        else:
+            cells += ["", ""]
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(values: Sequence[float], factor: float, digits: int) -> str:
+    return " / ".join(f"{factor * value:.{digits}f}" for value in (min(values), median(values), max(values)))
 
 
 if __name__ == "__main__":
