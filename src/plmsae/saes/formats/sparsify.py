@@ -1,7 +1,8 @@
 """sparsify (EleutherAI): `cfg.json` and `sae.safetensors` of one hookpoint.
 
-W_dec is [n, d] there as here, and b_dec is always taken off before the encoder. `multi_topk` and `normalize_decoder`
-matter in training alone.
+W_dec is [n, d] there as here, and b_dec is always taken off before the encoder. `normalize_decoder` matters in
+training alone. With `multi_topk` the library's `forward` returns the reconstruction of 4 k latents (1.3.3); here, as
+in its `encode`, there are k.
 """
 
 from __future__ import annotations
