@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from plmsae.saes.affine import affine, plain_affine
 from plmsae.saes.base import LossTerms, SparseAutoencoder
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.constraints import remove_parallel_, unit_rows_
@@ -111,6 +112,12 @@ class Dictionary(SparseAutoencoder):
         """See the base class; the weighted sum of `terms` of standardised activations."""
         terms = self.terms(self.standardise(x).rows, dead)
         return LossTerms(terms.total, terms.squared_error.detach(), terms.aux, terms.fired.sum(0))
+
+    def _centred_affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """W_enc (x - b_dec) + bias [B, n], spared a matrix product in the backward pass unless by reference."""
+        if self.kernel == "reference":
+            return plain_affine(x, self.W_enc, bias, self.b_dec)
+        return affine(x, self.W_enc, bias, self.b_dec)
 
     @torch.no_grad()
     def revive(self, latents: Tensor, directions: Tensor) -> None:

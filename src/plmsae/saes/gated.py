@@ -53,12 +53,12 @@ class Gated(Dictionary):
 
     def latents(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return self._gated((x - self.b_dec) @ self.W_enc.t())[0]
+        return self._gated(self._centred_affine(x, None))[0]
 
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """See the module docstring; `dead` is not used."""
         del dead
-        z, gate = self._gated((x - self.b_dec) @ self.W_enc.t())
+        z, gate = self._gated(self._centred_affine(x, None))
         error = mean_squared_error(x, z @ self.W_dec + self.b_dec)
         open_gate = gate.relu()
         values = {

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from plmsae.saes.config import SaeConfig
@@ -38,7 +37,7 @@ class ReLU(Dictionary):
 
     def latents(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.t()).relu()
+        return self._centred_affine(x, self.b_enc).relu_()
 
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """See the module docstring; `dead` is not used."""
