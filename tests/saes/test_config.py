@@ -62,6 +62,11 @@ def edited(**changes: object) -> str:
         (edited(schema_version=2), "SAE format 2 is newer", "update plmsae"),
         (edited(k=99), "k = 99 is larger", "lower k"),
         (edited(schema_version="1"), "'schema_version'", "whole number"),
+        (edited(schema_version=0), "'schema_version'", "whole number"),
+        (edited(schema_version=...), "key 'schema_version' is missing", "restore"),
+        (edited(d_model=10**30), "'d_model'", "at most 2147483647"),
+        (edited(d_model=2**20, dictionary_size=2**30), "larger than any memory", "correct the sizes"),
+        ("[" * 100_000, "not valid JSON", "restore"),
     ],
 )
 def test_a_stored_configuration_is_read_strictly(text: str, message: str, fix: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from plmsae.errors import DataError
+from plmsae.errors import DataError, UserError
 from plmsae.saes import save
 from plmsae.training.checkpoint import latest_checkpoint
 from plmsae.training.loop import Trained, train
@@ -167,6 +167,13 @@ def test_nan_in_the_data_stops_before_a_checkpoint_is_spoilt(tmp_path: Path) -> 
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert all(torch.isfinite(tensor).all() for tensor in found.tensors.values())
+
+
+def test_a_normaliser_that_scales_every_token_is_refused(tmp_path: Path) -> None:
+    source = Rows(activations(2000), 256)
+    config = small_config().replace(normaliser={"kind": "token_rms"})
+    with pytest.raises(UserError, match="scales every token by itself"):
+        train(config, "auto", source, source, small_settings(), tmp_path)
 
 
 def test_constant_activations_are_refused(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from plmsae.errors import DataError
 from plmsae.saes import build
+from plmsae.training.export import prefix_fvu
 from plmsae.training.metrics import ReconstructionMetrics
-from tests.training.streams import activations, small_config
+from tests.training.streams import Rows, activations, small_config
 
 
-def test_metrics_equal_their_definitions_in_numpy_whatever_the_batches() -> None:
-    sae, x = build(small_config()), activations(999) + 3.0
+@pytest.mark.parametrize("normaliser", [None, {"kind": "layer_norm", "epsilon": 1e-5}, {"kind": "token_rms"}])
+def test_metrics_equal_their_definitions_in_numpy_whatever_the_batches(normaliser: dict[str, Any] | None) -> None:
+    config = small_config()
+    sae, x = build(config.replace(normaliser=normaliser or config.normaliser)), activations(999) + 3.0
     z = sae.encode(x).detach().double().numpy()
     x_hat = sae(x).detach().double().numpy()
     rows = x.double().numpy()
@@ -33,6 +38,18 @@ def test_metrics_equal_their_definitions_in_numpy_whatever_the_batches() -> None
         found = metrics.compute()
         for name, value in wanted.items():
             assert found[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_prefixes_are_compared_with_the_activations_where_tokens_are_scaled() -> None:
+    config = small_config(architecture="matryoshka", group_sizes=[16, 48])
+    sae = build(config.replace(normaliser={"kind": "layer_norm", "epsilon": 1e-5}))
+    x = activations(600) + 3.0
+    sae.calibrate(x)
+    metrics = ReconstructionMetrics(16, 64)
+    metrics.update(sae, x)
+    found = prefix_fvu(sae, Rows(x, 200), 600)  # type: ignore[arg-type]
+    assert found["fvu_prefix_2"] == pytest.approx(metrics.compute()["fvu"], rel=1e-6)
+    assert found["fvu_prefix_1"] != pytest.approx(found["fvu_prefix_2"], rel=1e-2)
 
 
 def test_a_constant_error_counts_and_the_mean_scores_one() -> None:

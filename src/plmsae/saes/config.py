@@ -12,6 +12,8 @@ from typing import Any
 from plmsae.errors import DataError, UserError, did_you_mean
 
 SCHEMA_VERSION = 1
+# Beyond these the numbers of a file are a mistake, and torch would not say so in words.
+LARGEST, LARGEST_MATRIX = 2**31 - 1, 2**40
 # Kind of normaliser -> its other keys. What each does: `plmsae.saes.normaliser`.
 NORMALISERS: Mapping[str, tuple[str, ...]] = {
     "rms": ("scale", "folded"),
@@ -67,7 +69,14 @@ class SaeConfig:
             _require(isinstance(getattr(self, name), str) and getattr(self, name), name, self, "a non-empty text")
         for name, least in (("d_model", 1), ("dictionary_size", 1), ("k", 1), ("layer", 0), ("schema_version", 1)):
             value = getattr(self, name)
-            _require(type(value) is int and value >= least, name, self, f"a whole number of at least {least}")
+            valid = type(value) is int and least <= value <= LARGEST
+            _require(valid, name, self, f"a whole number of at least {least} and at most {LARGEST}")
+        if self.d_model * self.dictionary_size > LARGEST_MATRIX:
+            raise UserError(
+                f"a matrix of {self.dictionary_size} x {self.d_model} numbers is larger than any memory",
+                where="dictionary_size, d_model",
+                fix="correct the sizes",
+            )
         for name in ("normaliser", "options", "training"):
             _require(isinstance(getattr(self, name), Mapping), name, self, "a mapping")
         if self.k > self.dictionary_size:
@@ -149,7 +158,7 @@ class SaeConfig:
         """
         try:
             data = json.loads(text, parse_constant=_refuse_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not valid JSON: {error}", where=where, fix=RESTORE) from error
         if not isinstance(data, dict):
             raise DataError("the configuration is not a mapping", where=where, fix=RESTORE)

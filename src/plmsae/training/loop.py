@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from plmsae.errors import DataError
+from plmsae.errors import DataError, UserError
 from plmsae.progress import Progress
 from plmsae.saes import build
 from plmsae.saes.base import SparseAutoencoder
@@ -144,9 +144,17 @@ def train(
         checkpoints: Folder for checkpoints of exactly this training.
 
     Raises:
+        UserError: The normaliser works per token.
         DataError: Rows that are not finite or do not vary; a training that diverged. The message names the last
             good checkpoint.
     """
+    if config.per_token:
+        raise UserError(
+            f"the normaliser {dict(config.normaliser)} scales every token by itself; a training takes rows divided by "
+            "one number",
+            where="normaliser",
+            fix="train with the kind rms",
+        )
     sae = build(config, seed=settings.seed)
     sae.kernel = kernel
     checkpoint = latest_checkpoint(checkpoints)

@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", where=str(path), fix=AGAIN) from error
     if not isinstance(data, dict):
         raise DataError("not a JSON mapping", where=str(path), fix=AGAIN)
