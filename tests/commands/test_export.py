@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from plmsae import cli
+from plmsae.errors import UserError
+from plmsae.plms import load_plm
 from plmsae.registry.load import load
 from plmsae.saes import save
 from plmsae.saes.formats import export_formats, export_sae, import_sae
@@ -118,3 +120,27 @@ def test_a_file_that_is_damaged_is_invalid_data(tmp_path: Path, capsys: pytest.C
     arguments = ["--from", "dictionary_learning", *ORIGIN, "--scale", "1", "--output", str(tmp_path / "out")]
     assert cli.main(["export", str(tmp_path / "theirs"), *arguments]) == 3
     assert "damaged" in capsys.readouterr().err
+
+
+def test_an_imported_sae_that_scales_every_token_reads_a_protein(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plm = load_plm("esm_small")
+    origin = {"plm": plm.name, "plm_revision": plm.revision, "layer": 3, "hook": "residual"}
+    sae = generic_sae(d_model=plm.d_model, dictionary_size=200, normaliser=LAYER_NORM, **origin).requires_grad_(False)
+    export_sae(sae, tmp_path / "theirs", "interprot")
+    told = ["--plm", plm.name, "--revision", plm.revision, "--layer", "3", "--hook", "residual", "--k", "5"]
+    source = ["export", str(tmp_path / "theirs"), "--from", "interprot"]
+    assert cli.main([*source, *told, "--output", str(tmp_path / "sae")]) == 0
+    capsys.readouterr()
+    assert cli.main(["features", "MKTAYIAKQR", "--model", str(tmp_path / "sae"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    z = sae.encode(plm.hidden(plm.tokenize(["MKTAYIAKQR"]), 3, "residual"))
+    assert len(rows) == int((z > 0).sum())
+    for row in rows:
+        assert row["activation"] == pytest.approx(float(z[row["position"] - 1, row["latent"]]), rel=1e-4)
+    # Told another layer, it is not for this one.
+    told[5] = "4"
+    assert cli.main([*source, *told, "--output", str(tmp_path / "other")]) == 0
+    with pytest.raises(UserError, match="trained on layer 4; the activations are of layer 3"):
+        load(tmp_path / "other").check_source(plm.name, plm.revision, 3, "residual")

@@ -70,6 +70,8 @@ def test_how_relu_activations_were_scaled_is_asked_for(draw: Draw, tmp_path: Pat
     torch.save(state_of("ReLU", draw), tmp_path / "0.pt")
     with pytest.raises(UserError, match="how the activations were scaled"):
         import_sae(tmp_path, "openai", **UNTOLD)
+    with pytest.raises(UserError, match="a 'ReLU' has any number of active latents"):
+        import_sae(tmp_path, "openai", **TOLD, k=3)
 
 
 def test_what_the_library_does_not_compute_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
         import_sae(tmp_path, "sparsify", **TOLD)
     for text in ("[" * 100_000, "[1]"):
         (tmp_path / "cfg.json").write_text(text)
-        with pytest.raises(DataError, match="not valid JSON|not a JSON mapping"):
+        with pytest.raises(DataError, match=r"not valid JSON|not a JSON mapping"):
             import_sae(tmp_path, "sparsify", **TOLD)
     (tmp_path / "cfg.json").write_text('{"k": 5, "d_in": 12}')
     with pytest.raises(DataError, match="damaged"):
