@@ -32,16 +32,16 @@ def features(
 
     Args:
         sequence: One sequence (its accession becomes `query`), or accession -> sequence. Lower case is accepted.
-        sae: A SAE with its normaliser folded in, as `plmsae.load` returns it.
+        sae: A SAE that takes raw activations, as `plmsae.load` returns it.
         plm: The PLM, if it is loaded already; by default the one that `sae.config` names.
         top: Only this many latents per residue, the strongest.
         concepts: Latent -> concept; by default those that came with the SAE's package.
 
     Returns:
         One row per residue and active latent, in the order of the proteins and residues, strongest latent first:
-        `accession`, `position` (1-based), `residue`, `latent`, `activation` (> 0, in units of the residual stream),
-        `normalised_activation` (divided by the latent's maximum in training; NaN where that was never measured), and
-        `concept` ("" where none is known).
+        `accession`, `position` (1-based), `residue`, `latent`, `activation` (> 0, in units of the residual stream, or
+        of the scaled token where the SAE scales every token), `normalised_activation` (divided by the latent's maximum
+        in training; NaN where that was never measured), and `concept` ("" where none is known).
 
     Raises:
         UserError: The PLM is not the one that the SAE was trained on, or a sequence is too long for it.
