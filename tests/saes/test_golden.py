@@ -78,7 +78,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "relu": {"k": N, "options": {"penalty": 0.1}},
     "l1_april": {"k": N, "options": {"penalty": 0.1}},
     "gated": {"k": N, "options": {"penalty": 0.1}},
-    "jump_relu": {"k": N, "options": {"target_l0": 5.0, "bandwidth": 0.05}},
+    "jump_relu": {"k": N, "options": {"target_l0": 5.0, "l0_control": "quadratic", "bandwidth": 0.05}},
 }
 
 

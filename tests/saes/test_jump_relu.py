@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plmsae.errors import DataError
+from plmsae.errors import DataError, UserError
 from plmsae.saes import build, load_folder, save
 from plmsae.saes.jump_relu import JumpReLU, kernel
 from tests.saes.by_hand import ROWS, by_hand, fill
@@ -49,15 +49,37 @@ def test_the_kernel_is_as_wide_as_the_bandwidth() -> None:
     assert kernel(pre, torch.full((5,), 0.5), 0.4).tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]
 
 
+def test_with_a_controller_the_penalty_is_the_plain_one_and_starts_small() -> None:
+    sae, plain = small(target_l0=5), small()
+    assert sae.controlled
+    assert not plain.controlled
+    assert not small(target_l0=5, l0_control="quadratic").controlled
+    assert sae.penalty == plain.penalty == 1e-3
+    assert float(sae.terms(CENTERED).values["penalty"]) == 5 / 4
+    with pytest.raises(UserError, match=r"option penalty = 0\.0 is not a number > 0"):  # nothing to control
+        small(target_l0=5, penalty=0.0)
+    with pytest.raises(UserError, match="l0_control = 'quadatic' is unknown") as error:
+        small(target_l0=5, l0_control="quadatic")
+    assert error.value.fix == "did you mean 'quadratic'?"
+
+
+def test_the_kernel_of_the_penalty_on_latents_sees_its_upper_half() -> None:
+    for name, wanted in (("pre_activations", [0.0, -1.0, -2.0]), ("latents", [0.0, 0.0, -1.0])):
+        sae = small(penalty_kernel=name)
+        (gradient,) = torch.autograd.grad(sae.terms(CENTERED).values["penalty"], sae.threshold)
+        # At 2 of 2, at 1.3 and 1.1 of 1.2: only 1.3 is above its threshold.
+        torch.testing.assert_close(gradient, torch.tensor(wanted) / 0.4 / 4)
+
+
 def test_target_l0_by_hand_and_its_direction() -> None:
-    sae = small(target_l0=5)
+    sae = small(target_l0=5, l0_control="quadratic")
     assert sae.penalty == 1.0
     value = sae.terms(CENTERED).values["penalty"]
     assert float(value) == pytest.approx((1.25 / 5 - 1) ** 2)
     (gradient,) = torch.autograd.grad(value, sae.threshold)
     assert bool((gradient >= 0).all())  # too few fire: thresholds must fall
     assert bool(gradient.any())
-    sae = small(target_l0=0.5)
+    sae = small(target_l0=0.5, l0_control="quadratic")
     (gradient,) = torch.autograd.grad(sae.terms(CENTERED).values["penalty"], sae.threshold)
     assert bool((gradient <= 0).all())  # too many: they must rise
     assert bool(gradient.any())
@@ -69,7 +91,8 @@ def test_training_reaches_the_target_l0() -> None:
     x = x / x.square().sum(1).mean().sqrt()
     found = []
     for target in (3, 9):
-        options = {"target_l0": target, "penalty": 5.0, "bandwidth": 0.1, "initial_threshold": 0.05}
+        options = {"target_l0": target, "l0_control": "quadratic", "penalty": 5.0, "bandwidth": 0.1}
+        options["initial_threshold"] = 0.05
         sae = build(config_of("jump_relu", options=options), seed=1)
         sae.initialise(torch.Generator().manual_seed(1), x.mean(0))
         optimizer = torch.optim.Adam(sae.parameters(), lr=4e-3, betas=sae.betas)

@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 
+from plmsae.errors import UserError
 from plmsae.saes import build
 from plmsae.saes.l1_april import L1April
 from plmsae.saes.relu import ReLU
 from tests.saes.by_hand import ROWS, by_hand, fill
-from tests.saes.conftest import config_of
+from tests.saes.conftest import config_of, generic_sae
 
 
 def test_relu_by_hand() -> None:
@@ -23,6 +24,92 @@ def test_relu_by_hand() -> None:
     assert terms.counts.tolist() == [2, 2, 3]
     sae.penalty_factor = 0.5
     assert float(sae.loss(ROWS).total) == pytest.approx(error + 0.25 * l1)
+
+
+def test_the_unsquared_loss_by_hand() -> None:
+    sae = by_hand(ReLU, "relu", k=3, penalty=0.5, reconstruction="unsquared")
+    error, l1 = (1.3 + 1.1 + 4.5 + math.sqrt(2)) / 4, (4.3 + 3.1 + 11.5) / 4
+    terms = sae.loss(ROWS)
+    assert float(terms.total) == pytest.approx(error + 0.5 * l1)
+    # What the curves show stays the squared error, so that FVU means the same.
+    assert float(terms.reconstruction) == pytest.approx((1.3**2 + 1.1**2 + 4.5**2 + 2) / 4)
+    scaled = by_hand(ReLU, "relu", k=3, penalty=0.5, reconstruction="unsquared")
+    fill(scaled.b_dec, [3.0, 3.0])
+    fill(scaled.b_enc, [0.0, 0.0, -1.5])
+    assert float(scaled.loss(3 * ROWS).total) == pytest.approx(3 * float(terms.total))  # one lambda for every scale
+
+
+def test_the_unsquared_gradient_is_that_of_the_norm_and_zero_where_nothing_is_left() -> None:
+    sae = by_hand(ReLU, "relu", k=3, penalty=0.5, reconstruction="unsquared")
+    values = sae.terms(ROWS).values
+    names = ("W_enc", "b_enc", "W_dec", "b_dec")
+    gradients = torch.autograd.grad(values["reconstruction"], [sae.get_parameter(name) for name in names])
+    assert all(bool(gradient.any()) for gradient in gradients)
+    # Row 3 is off by (-1, -1) with no latent active, rows 0 to 2 by -z_2 (0.6, 0.8): unit vectors x^ - x, times z / 4.
+    torch.testing.assert_close(gradients[2][0], torch.tensor([0.6, 0.8]) * (3 + 3) / 4)
+    torch.testing.assert_close(gradients[2][2], torch.tensor([0.6, 0.8]) * (1.3 + 1.1 + 4.5) / 4)
+    fill(sae.b_enc, [0.0, 0.0, -9.0])  # the third latent is silent: rows 0 to 2 are reconstructed exactly
+    x = ROWS[:3]
+    assert torch.equal(sae(x), x)
+    sae.loss(x).total.backward()  # type: ignore[no-untyped-call]
+    for name in names:
+        gradient = sae.get_parameter(name).grad
+        assert gradient is not None
+        assert bool(torch.isfinite(gradient).all()), name
+    assert sae.W_dec.grad is not None
+    assert not sae.W_dec.grad.any()  # the penalty does not reach the atoms
+
+
+def test_atoms_that_start_short_are_projected_along_their_direction_and_end_up_unit() -> None:
+    sae = build(config_of("relu", options={"initial_norm": 0.1}), seed=2)
+    torch.testing.assert_close(sae.atoms.norm(dim=1), torch.full((40,), 0.1))
+    assert torch.equal(sae.get_parameter("W_enc"), sae.atoms)
+    sae.loss(torch.randn(30, 12, generator=torch.Generator().manual_seed(0))).total.backward()  # type: ignore[no-untyped-call]
+    sae.constrain_gradients()
+    gradient = sae.get_parameter("W_dec").grad
+    assert gradient is not None
+    assert bool(gradient.any())
+    torch.testing.assert_close((gradient * sae.atoms).sum(1), torch.zeros(40), atol=1e-6, rtol=0)
+    sae.constrain_weights()
+    torch.testing.assert_close(sae.atoms.norm(dim=1), torch.ones(40))
+
+
+def test_an_encoder_apart_from_the_atoms() -> None:
+    sae = build(config_of("relu", options={"initial_encoder": "uniform"}), seed=2)
+    encoder = sae.get_parameter("W_enc")
+    assert float(encoder.abs().max()) <= 1 / math.sqrt(12)
+    assert float(encoder.square().mean()) == pytest.approx(1 / 36, rel=0.15)
+    torch.testing.assert_close(sae.atoms.norm(dim=1), torch.ones(40))
+    assert torch.equal(sae.atoms, build(config_of("relu"), seed=2).atoms)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reconstruction": "square"}, "reconstruction = 'square' is unknown"),
+        ({"initial_encoder": "atom"}, "initial_encoder = 'atom' is unknown"),
+        ({"initial_norm": 0.0}, "initial_norm = 0.0 is not a number > 0"),
+    ],
+)
+def test_unknown_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        build(config_of("relu", options=options))
+    assert error.value.fix
+
+
+def test_a_bias_before_the_encoder_of_l1_april_is_folded_into_the_one_behind_it() -> None:
+    sae = generic_sae("l1_april", options={"penalty": 0.02, "pre_bias": True})
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    pre = (x - sae.b_dec) @ sae.get_parameter("W_enc").T + sae.b_enc
+    torch.testing.assert_close(sae.encode(x), pre.relu())
+    unit = sae.with_unit_atoms()
+    assert unit.config.options == {"penalty": 0.02}
+    torch.testing.assert_close(unit(x), sae(x))
+    again = build(unit.config)  # what a reader builds from the configuration alone
+    again.load_state_dict(unit.state_dict())
+    torch.testing.assert_close(again(x), sae(x))
+    with pytest.raises(UserError, match="pre_bias = 1 is not true or false"):
+        build(config_of("l1_april", options={"pre_bias": 1}))
 
 
 def test_the_gradient_of_the_penalty_by_hand() -> None:

@@ -168,6 +168,22 @@ def test_another_folder_gives_the_same_bytes_and_nothing_else_is_written(
         ({"aux_k": 65}, "aux_k = 65 is larger"),
         ({"k": 6.0}, "train_sae.k"),
         ({"penalty": 0.1}, "penalty is for gated, jump_relu, l1_april, relu; with topk set it to null"),
+        ({"preset": "dictionary_leraning"}, "did you mean 'dictionary_learning'"),
+        (
+            {"preset": "interplm", "architecture": "gated"},
+            "preset 'interplm' has no gated; it has batch_topk, jump_relu",
+        ),
+        (
+            {"preset": "dictionary_learning", "warmup_steps": None},
+            "warm-up of 1,000 steps, and this training 157 steps",
+        ),
+        ({"reconstruction": "unsquared"}, "reconstruction is for relu; with topk set it to null"),
+        ({"architecture": "relu", "aux_alpha": 0.1}, "aux_alpha is for batch_topk, matryoshka, topk; with relu"),
+        ({"architecture": "relu", "threshold_learning_rate": 0.1}, "threshold_learning_rate is for jump_relu"),
+        ({"architecture": "jump_relu", "l0_control": "controller"}, "give target_l0 as well"),
+        ({"penalty_warmup_fraction": 0.1}, "penalty_warmup_fraction is for gated, jump_relu, l1_april, relu"),
+        ({"adam_beta1": 1.0}, "train_sae.adam_beta1"),
+        ({"clip_norm": -1.0}, "train_sae.clip_norm"),
         ({"architecture": "relu", "aux_k": 3}, "aux_k is for batch_topk, matryoshka, topk; with relu"),
         ({"architecture": "relu", "penalty": -0.1}, "train_sae.penalty"),
         ({"architecture": "jump_relu", "initial_threshold": -0.1}, "train_sae.initial_threshold"),
@@ -197,7 +213,7 @@ def test_parameters_that_cannot_work_are_refused_before_any_training(
         ("matryoshka", {"group_fractions": [0.1, 0.3, 0.6]}, (5.5, 6.5)),
         ("relu", {"penalty": 0.1}, (2, 32)),
         ("l1_april", {"penalty": 0.1}, (2, 32)),
-        ("jump_relu", {"target_l0": 8, "penalty": 5.0, "bandwidth": 0.1, "initial_threshold": 0.05}, (7, 9)),
+        ("jump_relu", {"target_l0": 8, "penalty": 1e-3, "bandwidth": 0.1, "initial_threshold": 0.05}, (7, 9)),
         ("gated", {"penalty": 0.05}, (2, 32)),
     ],
 )
@@ -220,12 +236,49 @@ def test_every_other_architecture(
     norms = sae.atoms.norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
     assert sae.config.k == (6 if architecture in ("batch_topk", "matryoshka") else 64)
-    assert ("penalty_warmup_fraction" in sae.config.training) == ("penalty" in changes)
+    record = sae.config.training
+    assert ("penalty_warmup_steps" in record) == ("penalty" in changes)
+    if "penalty" in changes:
+        with (output / "curves.csv").open() as handle:
+            weights = [float(row["penalty"]) for row in csv.DictReader(handle)]
+        assert record["penalty"] == metrics["penalty"] == weights[-1]
+        assert (len({*weights}) == 1) == ("target_l0" not in changes)  # a controller changes it
     if architecture == "matryoshka":
         assert (
             metrics["fvu_prefix_1"] > metrics["fvu_prefix_2"] > metrics["fvu_prefix_3"] == pytest.approx(fvu, rel=1e-3)
         )
         assert sae.config.options["group_sizes"] == [6, 19, 39]
+
+
+def test_a_preset_through_the_stage(
+    store: Path, tmp_path: Path, raw: tuple[Tensor, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything left null, but for a rate that learns something in so few steps."""
+    changes = dict.fromkeys(("batch_size", "warmup_steps"))
+    with caplog.at_level("INFO", logger="plmsae"):
+        output = run(tmp_path, store, architecture="relu", preset="interplm", **changes, learning_rate=0.01)
+    sae, metrics = load_folder(output / "sae"), json.loads((output / "metrics.json").read_text())
+    wanted = {
+        "preset": "interplm", "batch_size": 2048, "steps": 20, "warmup_steps": 1.0, "decay_steps": 10,
+        "penalty_warmup_steps": 1, "penalty": 0.06, "clip_first": True, "clip_norm": 1.0, "center": "zero",
+        "adam": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}, "warmup_from_zero": True,
+    }  # fmt: skip
+    assert {name: sae.config.training[name] for name in wanted} == wanted
+    assert sae.config.options["reconstruction"] == "unsquared"
+    assert '"preset": "interplm"' in caplog.text
+    assert 0 < metrics["fvu"] < 1.0
+
+
+def test_an_april_sae_by_dictionary_learning_is_a_plain_one_when_exported(
+    store: Path, tmp_path: Path, raw: tuple[Tensor, Tensor]
+) -> None:
+    given = {"penalty_warmup_fraction": 0.05, "penalty": 0.05}
+    output = run(tmp_path, store, architecture="l1_april", preset="dictionary_learning", **given)
+    sae, metrics = load_folder(output / "sae"), json.loads((output / "metrics.json").read_text())
+    assert dict(sae.config.options) == {"penalty": 0.05}
+    fvu = float((raw[1] - sae(raw[1])).square().sum() / (raw[1] - raw[1].mean(0)).square().sum())
+    assert metrics["fvu"] == pytest.approx(fvu, rel=1e-3)
+    assert fvu < 0.5
 
 
 def test_a_gpu_that_is_not_there(store: Path, tmp_path: Path) -> None:

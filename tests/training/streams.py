@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,7 @@ def small_config(k: int = 6, dictionary_size: int = 64, architecture: str = "top
 
 
 def small_settings(**changes: object) -> TrainingSettings:
+    """Small ones; `decay_fraction` and `penalty_warmup_fraction` are shares of the training."""
     settings: dict[str, object] = {
         "num_steps": 120,
         "batch_size": 256,
@@ -54,4 +57,7 @@ def small_settings(**changes: object) -> TrainingSettings:
         "seed": 3,
         "num_init_rows": 2048,
     }
-    return TrainingSettings(**{**settings, **changes})  # type: ignore[arg-type]
+    given: dict[str, Any] = {**settings, **changes}
+    given["decay_steps"] = given.pop("decay_fraction") * given["num_steps"]
+    given["penalty_warmup_steps"] = given.pop("penalty_warmup_fraction", 0.05) * given["num_steps"]
+    return TrainingSettings(**given)

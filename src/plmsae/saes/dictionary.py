@@ -38,7 +38,7 @@ class Terms:
     """
 
     values: Mapping[str, Tensor]
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | Tensor]
     squared_error: Tensor
     fired: Tensor
 
@@ -62,7 +62,7 @@ class Dictionary(SparseAutoencoder):
 
     encoder_biases: ClassVar[tuple[str, ...]] = ("b_enc",)
     unit_norm: ClassVar[bool] = True
-    pre_bias: ClassVar[bool] = True  # whether b_dec is taken off before the encoder
+    pre_bias: bool = True  # whether b_dec is taken off before the encoder
     # Loss term -> the parameters that its gradient reaches, and no others; the contract tests compare.
     reaches: ClassVar[Mapping[str, frozenset[str]]]
 

@@ -9,8 +9,14 @@ useful gradient, so the expected one is estimated with a rectangular kernel of w
     d z_i / d theta_i = -(theta_i / eps) K((p_i - theta_i) / eps)        K(u) = 1 for |u| < 1/2, else 0
     d H / d theta_i   = -(1 / eps)       K((p_i - theta_i) / eps)        and no gradient to p from H
 
-K is centred at p = theta on the pre-activation; a kernel on z alone would see only its upper half. With `target_l0`
-the penalty is lambda (L0 / target - 1)^2 instead, L0 the mean of sum_i H over the batch.
+K is centred at p = theta on the pre-activation. A kernel on z, as dictionary_learning has it in the penalty, sees its
+upper half alone (`penalty_kernel: latents`).
+
+With `target_l0` there are two ways to that number of active latents, by `l0_control`:
+
+    controller   the penalty above, with a lambda that the training adjusts until L0 = target (training/l0_control.py)
+    quadratic    lambda (L0 / target - 1)^2 instead, L0 the mean of sum_i H over the batch (dictionary_learning). L0
+                 stays above the target, the more so the smaller lambda: the reconstruction pulls, too
 """
 
 from __future__ import annotations
@@ -23,7 +29,10 @@ from torch import Tensor, nn
 
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
-from plmsae.saes.options import number
+from plmsae.saes.options import choice, number
+
+L0_CONTROLS = ("controller", "quadratic")
+PENALTY_KERNELS = ("pre_activations", "latents")
 
 
 def kernel(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -70,19 +79,22 @@ class JumpReLU(Dictionary):
     Attributes:
         threshold: theta [n] >= 0, a parameter with an optimiser group and a gradient clip of its own.
 
-    Options, all for activations of unit mean squared norm: `penalty`, lambda (default 1e-3, or 1 with `target_l0`);
-    `target_l0`, wanted mean number of latents per token (default none); `bandwidth`, eps (default 0.001);
-    `initial_threshold` (default 0.001).
+    Options, all for activations of unit mean squared norm: `penalty`, lambda, with the controller its start (default
+    1e-3, or 1 if quadratic); `target_l0`, wanted mean number of latents per token (default none); `l0_control`,
+    controller (default) or quadratic; `bandwidth`, eps (default 0.001); `initial_threshold` (default 0.001);
+    `penalty_kernel`, pre_activations (default) or latents.
     """
 
     default_options: ClassVar[Mapping[str, Any]] = {
         "penalty": None,
         "target_l0": None,
+        "l0_control": "controller",
         "bandwidth": 0.001,
         "initial_threshold": 0.001,
+        "penalty_kernel": "pre_activations",
     }
     homogeneous: ClassVar[tuple[str, ...]] = (*Dictionary.homogeneous, "threshold")
-    pre_bias: ClassVar[bool] = False
+    pre_bias: bool = False
     betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
     own_group: ClassVar[tuple[str, ...]] = ("threshold",)
     reaches: ClassVar[Mapping[str, frozenset[str]]] = {
@@ -95,12 +107,19 @@ class JumpReLU(Dictionary):
         self.target_l0 = None
         if self.options["target_l0"] is not None:
             self.target_l0 = number(self.options, "target_l0", above=True, fix="32, or null for none")
+        self.quadratic = choice(self.options, "l0_control", L0_CONTROLS) == "quadratic" and self.target_l0 is not None
         if self.options["penalty"] is None:
-            self.options["penalty"] = 1e-3 if self.target_l0 is None else 1.0
-        self.penalty = number(self.options, "penalty", fix="1e-3")
+            self.options["penalty"] = 1.0 if self.quadratic else 1e-3
+        self.penalty = number(self.options, "penalty", above=self.controlled, fix="1e-3")
+        choice(self.options, "penalty_kernel", PENALTY_KERNELS)
         self.bandwidth = number(self.options, "bandwidth", above=True, fix="0.001")
         self.initial_threshold = number(self.options, "initial_threshold", fix="0.001")
         self.threshold = nn.Parameter(torch.full((config.dictionary_size,), self.initial_threshold))
+
+    @property
+    def controlled(self) -> bool:
+        """Whether a training adjusts the penalty until L0 is `target_l0`."""
+        return self.target_l0 is not None and not self.quadratic
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, center: Tensor | None = None) -> None:
@@ -119,10 +138,11 @@ class JumpReLU(Dictionary):
         del dead
         pre = self._pre_activations(x)
         z: Tensor = _Jump.apply(pre, self.threshold, self.bandwidth)  # type: ignore[no-untyped-call]
-        active: Tensor = _Heaviside.apply(pre, self.threshold, self.bandwidth)  # type: ignore[no-untyped-call]
+        seen = z.detach() if self.options["penalty_kernel"] == "latents" else pre
+        active: Tensor = _Heaviside.apply(seen, self.threshold, self.bandwidth)  # type: ignore[no-untyped-call]
         error = mean_squared_error(x, z @ self.W_dec + self.b_dec)
         penalty = active.sum() / len(x)
-        if self.target_l0 is not None:
+        if self.quadratic and self.target_l0 is not None:
             penalty = (penalty / self.target_l0 - 1.0).square()
         values = {"reconstruction": error, "penalty": penalty}
         return Terms(values, {"reconstruction": 1.0, "penalty": self.penalty_factor * self.penalty}, error, z > 0)

@@ -9,6 +9,9 @@ end `with_unit_atoms` moves the norms into the encoder, which changes no reconst
 
 The paper scales activations to a mean norm of sqrt(d) and takes lambda = 5; for unit mean squared norm the same
 optimum has lambda = 5 / sqrt(d), the default.
+
+dictionary_learning's trainer of that name does take b_dec off before the encoder. With `pre_bias` the training does so
+too; since W_enc (x - b_dec) + b_enc = W_enc x + (b_enc - W_enc b_dec), `with_unit_atoms` gives it the form above.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.constraints import unit_rows_
 from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
-from plmsae.saes.options import number
+from plmsae.saes.options import flag, number
 
 INITIAL_NORM = 0.1
 
@@ -33,12 +36,12 @@ INITIAL_NORM = 0.1
 class L1April(Dictionary):
     """See the module docstring.
 
-    Options: `penalty`, lambda for activations of unit mean squared norm (default 5 / sqrt(d_model)).
+    Options: `penalty`, lambda for activations of unit mean squared norm (default 5 / sqrt(d_model)); `pre_bias`,
+    whether b_dec is taken off before the encoder (default false).
     """
 
-    default_options: ClassVar[Mapping[str, Any]] = {"penalty": None}
+    default_options: ClassVar[Mapping[str, Any]] = {"penalty": None, "pre_bias": False}
     unit_norm: ClassVar[bool] = False
-    pre_bias: ClassVar[bool] = False
     reaches: ClassVar[Mapping[str, frozenset[str]]] = {
         "reconstruction": frozenset({"W_enc", "b_enc", "W_dec", "b_dec"}),
         "penalty": frozenset({"W_enc", "b_enc", "W_dec"}),
@@ -46,6 +49,7 @@ class L1April(Dictionary):
 
     def __init__(self, config: SaeConfig) -> None:
         super().__init__(config)
+        self.pre_bias = flag(self.options, "pre_bias")
         if self.options["penalty"] is None:
             self.options["penalty"] = 5 / math.sqrt(config.d_model)
         self.penalty = number(self.options, "penalty", fix="5 / sqrt(d_model)")
@@ -60,7 +64,7 @@ class L1April(Dictionary):
 
     def latents(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return torch.addmm(self.b_enc, x, self.W_enc.t()).relu()
+        return torch.addmm(self.b_enc, x - self.b_dec if self.pre_bias else x, self.W_enc.t()).relu()
 
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """See the module docstring; `dead` is not used."""
@@ -72,8 +76,16 @@ class L1April(Dictionary):
 
     @torch.no_grad()
     def with_unit_atoms(self) -> SparseAutoencoder:
-        """See the base class: encoder rows and biases times the atoms' norms; an atom of norm 0 is silent after."""
+        """See the base class: encoder rows and biases times the atoms' norms; an atom of norm 0 is silent after.
+
+        A bias before the encoder becomes part of the encoder's bias.
+        """
         twin = copy.deepcopy(self)
+        if twin.pre_bias:
+            twin.b_enc.sub_(twin.W_enc @ twin.b_dec)
+            twin.pre_bias = twin.options["pre_bias"] = False
+            kept = {name: value for name, value in self.config.options.items() if name != "pre_bias"}
+            twin.config = self.config.replace(options=kept)
         norms = torch.linalg.vector_norm(self.W_dec, dim=1)
         unit_rows_(twin.W_dec)
         twin.W_enc.mul_(norms.unsqueeze(1))

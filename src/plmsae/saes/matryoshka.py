@@ -24,11 +24,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from plmsae.errors import UserError, did_you_mean
+from plmsae.errors import UserError
 from plmsae.saes.batch_topk import BatchTopK
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Terms, mean_squared_error
-from plmsae.saes.options import group_sizes
+from plmsae.saes.options import choice, group_sizes
 from plmsae.saes.sparse_step import StepSettings
 from plmsae.saes.topk import TopK
 
@@ -79,12 +79,7 @@ class Matryoshka(BatchTopK):
             self.options["group_sizes"] = sizes_of(FRACTIONS["power_law"], config.dictionary_size)
         self.groups = group_sizes(self.options, config.dictionary_size)
         self.prefixes = tuple(sum(self.groups[: count + 1]) for count in range(len(self.groups)))
-        if self.options["reduction"] not in REDUCTIONS:
-            raise UserError(
-                f"option reduction = {self.options['reduction']!r} is unknown",
-                where="options.reduction",
-                fix=did_you_mean(str(self.options["reduction"]), REDUCTIONS),
-            )
+        choice(self.options, "reduction", REDUCTIONS)
 
     def prefix_reconstructions(self, z: Tensor) -> list[Tensor]:
         """x^_1, ..., x^_G, each [..., d], of latents [..., n]."""

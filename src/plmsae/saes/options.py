@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plmsae.errors import UserError
+from plmsae.errors import UserError, did_you_mean
 
 
 def number(options: Mapping[str, Any], name: str, *, above: bool = False, fix: str) -> float:
@@ -21,6 +21,32 @@ def number(options: Mapping[str, Any], name: str, *, above: bool = False, fix: s
         wanted = "> 0" if above else ">= 0"
         raise UserError(f"option {name} = {value!r} is not a number {wanted}", where=f"options.{name}", fix=fix)
     return float(value)
+
+
+def flag(options: Mapping[str, Any], name: str) -> bool:
+    """True or false.
+
+    Raises:
+        UserError: It is another value.
+    """
+    value = options[name]
+    if not isinstance(value, bool):
+        raise UserError(f"option {name} = {value!r} is not true or false", where=f"options.{name}", fix="false")
+    return value
+
+
+def choice(options: Mapping[str, Any], name: str, known: Sequence[str]) -> str:
+    """One of the known words.
+
+    Raises:
+        UserError: It is another value.
+    """
+    value = options[name]
+    if value not in known:
+        raise UserError(
+            f"option {name} = {value!r} is unknown", where=f"options.{name}", fix=did_you_mean(str(value), known)
+        )
+    return str(value)
 
 
 def aux_options(options: Mapping[str, Any], d_model: int, dictionary_size: int) -> tuple[int, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,18 +14,24 @@ from plmsae.errors import UserError, did_you_mean
 from plmsae.params import Params
 from plmsae.saes import sparsity, trainable_architectures
 from plmsae.stages.spec import Input, Plot, Resources, Stage, StageContext, StageResult
+from plmsae.training.presets import PRESETS, recipe
 
 if TYPE_CHECKING:
-    from plmsae.activations.metadata import StoreMetadata
-    from plmsae.saes.config import SaeConfig
-    from plmsae.training.settings import TrainingSettings
+    from plmsae.training.resolution import Resolved
 
+logger = logging.getLogger("plmsae")
 # Parameters that only some architectures have; set for another one they are refused rather than ignored.
 _SELECTS_K = ("batch_topk", "matryoshka", "topk")
+_PENALISED = ("gated", "jump_relu", "l1_april", "relu")
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "aux_alpha": _SELECTS_K,
     "aux_k": _SELECTS_K,
-    "penalty": ("gated", "jump_relu", "l1_april", "relu"),
+    "penalty": _PENALISED,
+    "penalty_warmup_fraction": _PENALISED,
+    "reconstruction": ("relu",),
     "target_l0": ("jump_relu",),
+    "l0_control": ("jump_relu",),
+    "threshold_learning_rate": ("jump_relu",),
     "bandwidth": ("jump_relu",),
     "initial_threshold": ("jump_relu",),
     "group_fractions": ("matryoshka",),
@@ -51,50 +59,115 @@ class TrainSaeParams(Params):
         description="Latents active on a residue: the most of them with topk, their mean with batch_topk and "
         "matryoshka. The other architectures have no such number.",
     )
+    preset: str = Field(
+        "plmsae",
+        description="Whose way of training fills in what is null here: ours, the paper of the architecture, "
+        "dictionary_learning 0.1.0 or InterPLM (docs/architectures.md).",
+        json_schema_extra={"enum": list(PRESETS)},
+    )
     tokens: int = Field(4_000_000, ge=1, description="Length of the training in residues, rounded up to whole batches.")
-    batch_size: int = Field(2048, ge=1, le=1_048_576, description="Residues of a step.")
+    batch_size: int | None = Field(
+        None, ge=1, le=1_048_576, description="Residues of a step; null takes the preset's, 2048 with ours."
+    )
     learning_rate: float | None = Field(
-        None, gt=0, lt=1, description="Adam's rate after the warm-up; null takes 2e-4 sqrt(2^14 / dictionary size)."
+        None,
+        gt=0,
+        lt=1,
+        description="Adam's rate after the warm-up; null takes the preset's, 2e-4 sqrt(2^14 / dictionary size) with "
+        "ours.",
     )
-    center: Literal["geometric_median", "mean", "zero"] = Field(
-        "geometric_median",
-        description="Where the decoder's bias starts, from the first training residues. l1_april always starts at "
-        "zero, as its paper does.",
+    threshold_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Adam's rate for jump_relu's thresholds; null takes learning_rate, "
+        "and with a controller of L0 five times as much.",
     )
-    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
-    decay_fraction: float = Field(
-        0.2, ge=0, le=1, description="Share of the training, at its end, over which the rate falls linearly to zero."
+    center: Literal["geometric_median", "mean", "zero"] | None = Field(
+        None,
+        description="Where the decoder's bias starts, from the first training residues; null takes the preset's, the "
+        "geometric median with ours. l1_april always starts at zero, as its paper does.",
     )
-    aux_alpha: float = Field(1 / 32, ge=0, description="Weight of AuxK, which revives dead latents; 0 turns it off.")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Steps of linear warm-up; null takes the preset's, 100 with ours."
+    )
+    decay_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the training, at its end, over which the rate falls linearly to zero; null takes the "
+        "preset's, 0.2 with ours.",
+    )
+    adam_beta1: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Adam's first decay rate; null takes the preset's: 0.9, or 0 for jump_relu and gated.",
+    )
+    adam_beta2: float | None = Field(
+        None, ge=0, lt=1, description="Adam's second decay rate; null takes the preset's, 0.999 with ours."
+    )
+    adam_eps: float | None = Field(None, gt=0, lt=1, description="Adam's epsilon; null takes the preset's, 6.25e-10.")
+    clip_norm: float | None = Field(
+        None, ge=0, description="Bound of the gradient's norm; 0 for none, null takes the preset's, 1 with ours."
+    )
+    aux_alpha: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of AuxK, which revives dead latents; 0 turns it off, null takes the preset's, 1/32.",
+    )
     aux_k: int | None = Field(
-        None, ge=1, description="Dead latents that AuxK may use per residue; null takes half of the activations' width."
+        None,
+        ge=1,
+        description="Dead latents that AuxK may use per residue; null takes the preset's, half of the activations' "
+        "width with ours.",
     )
-    anneal_fraction: float = Field(
-        0.0,
+    anneal_fraction: float | None = Field(
+        None,
         ge=0,
         le=1,
         description="Share of the training over which the selected latents per residue fall linearly from the "
-        "activations' width to k (topk, batch_topk, matryoshka); 0 selects k throughout.",
+        "activations' width to k (topk, batch_topk, matryoshka); 0 selects k throughout, null takes the preset's, 0.",
     )
-    resample_steps: list[int] = Field(
-        [],
+    resample_steps: list[int] | None = Field(
+        None,
         description="Steps after which dead latents are started anew at what is reconstructed worst (Bricken et al. "
-        "2023); none if empty.",
+        "2023); none if empty, null takes the preset's, none with ours.",
     )
-    num_resample_rows: int = Field(
-        819_200, ge=1, le=16_777_216, description="Training residues, at most, whose errors then say where."
+    num_resample_rows: int | None = Field(
+        None,
+        ge=1,
+        le=16_777_216,
+        description="Training residues, at most, whose errors then say where; null takes the preset's, 819,200.",
     )
     penalty: float | None = Field(
         None,
         ge=0,
         description="Weight of the sparsity penalty of relu, l1_april, jump_relu and gated, for activations of unit "
-        "mean squared norm; null takes 0.1, 5 / sqrt(width), 0.001 (1 with target_l0) and 0.1.",
+        "mean squared norm; null takes the preset's, with ours 0.1, 5 / sqrt(width), 0.001 (1 if quadratic) and 0.1.",
     )
-    penalty_warmup_fraction: float = Field(
-        0.05, ge=0, le=1, description="Share of the training over which the sparsity penalty rises linearly."
+    penalty_warmup_fraction: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the training over which the sparsity penalty rises linearly; null takes the preset's, "
+        "0.05 with ours.",
+    )
+    reconstruction: Literal["squared", "unsquared"] | None = Field(
+        None,
+        description="Whether relu's loss takes the square of the error's norm or, as InterPLM, the norm; null takes "
+        "the preset's, squared with ours.",
     )
     target_l0: float | None = Field(
-        None, gt=0, description="Mean number of active latents that jump_relu is drawn to; null for a plain L0 penalty."
+        None,
+        gt=0,
+        description="Mean number of active latents that jump_relu is to reach; null takes the preset's, with ours a "
+        "plain L0 penalty and no target.",
+    )
+    l0_control: Literal["controller", "quadratic"] | None = Field(
+        None,
+        description="How jump_relu reaches target_l0: a controller of the penalty's weight, or the penalty (L0 / "
+        "target - 1)^2; null takes the preset's, the controller with ours.",
     )
     bandwidth: float | None = Field(
         None, gt=0, description="Width of jump_relu's kernel around a threshold; null takes 0.001."
@@ -109,13 +182,15 @@ class TrainSaeParams(Params):
         "takes power_law.",
     )
     group_reduction: Literal["paper", "dictionary_learning", "reference"] | None = Field(
-        None, description="How matryoshka adds up the errors of its prefixes; null takes paper, their sum."
+        None,
+        description="How matryoshka adds up the errors of its prefixes; null takes the preset's, with ours paper, "
+        "their sum.",
     )
     dead_after_tokens: int | None = Field(
         None,
         ge=1,
-        description="A latent that has not fired for so many training residues is dead; null takes an eightieth of the "
-        "training, at most 10 million.",
+        description="A latent that has not fired for so many training residues is dead; null takes the preset's, with "
+        "ours an eightieth of the training, at most 10 million.",
     )
     validate_every: int = Field(50, ge=1, description="Steps between rows of curves.csv.")
     num_valid_rows: int = Field(4096, ge=1, description="Held-out residues behind valid_fvu in curves.csv.")
@@ -143,10 +218,17 @@ class TrainSaeParams(Params):
             raise ValueError(f"unknown architecture; {did_you_mean(value, trainable_architectures())}")
         return value
 
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str) -> str:
+        if value not in PRESETS:
+            raise ValueError(f"unknown preset; {did_you_mean(value, PRESETS)}")
+        return value
+
     @field_validator("resample_steps")
     @classmethod
-    def _steps(cls, value: list[int]) -> list[int]:
-        if any(step < 1 for step in value) or sorted(set(value)) != value:
+    def _steps(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and (any(step < 1 for step in value) or sorted(set(value)) != value):
             raise ValueError(f"steps must ascend from at least 1, not {value}")
         return value
 
@@ -158,6 +240,12 @@ class TrainSaeParams(Params):
             if getattr(self, name) is not None and self.architecture not in architectures:
                 raise ValueError(f"{name} is for {', '.join(architectures)}; with {self.architecture} set it to null")
         selects = self.architecture in _SELECTS_K
+        try:
+            chosen = recipe(self.preset, self.architecture)
+        except UserError as error:
+            raise ValueError(f"{error.problem}; {error.fix}") from error
+        if self.l0_control is not None and self.target_l0 is None and chosen.options.get("target_l0") is None:
+            raise ValueError("l0_control says how target_l0 is reached; give target_l0 as well")
         if self.anneal_fraction and not selects:
             raise ValueError(f"anneal_fraction is for {', '.join(_SELECTS_K)}; with {self.architecture} set it to 0")
         if selects and self.dictionary_size is not None and self.k > self.dictionary_size:
@@ -207,18 +295,21 @@ def run(context: StageContext) -> StageResult:
     from plmsae.training.export import export, held_out, measure_latent_max, prefix_fvu
     from plmsae.training.figures import draw_curves, draw_density
     from plmsae.training.loop import train
+    from plmsae.training.resolution import resolve
 
     params: TrainSaeParams = context.params
     torch.set_num_threads(params.threads)
     store = context.inputs["activations"]
     metadata = read_metadata(store)
-    config, settings = _config(params, metadata), _settings(params, metadata)
+    resolved = resolve(params.model_dump(), metadata)
+    config, settings = resolved.config, resolved.settings
+    logger.info("train_sae: %s", json.dumps(resolved.record | {"options": dict(config.options)}, sort_keys=True))
 
     scale = metadata.normaliser.scale
     with BlockCache(context.checkpoints / "blocks", params.cache_mib * 2**20) as cache:
 
         def reader(split: str) -> ActivationReader:
-            return ActivationReader(store, split, params.batch_size, params.seed, cache=cache)
+            return ActivationReader(store, split, settings.batch_size, params.seed, cache=cache)
 
         trained = train(
             config,
@@ -239,34 +330,18 @@ def run(context: StageContext) -> StageResult:
         "loss": last["loss"],
         "train_fvu": last["fvu"],
         "train_dead_fraction": trained.dead_fraction,
-        "training_tokens": settings.num_steps * settings.batch_size,
-        "training_epochs": settings.num_steps * settings.batch_size / metadata.num_tokens["train"],
+        "training_tokens": resolved.record["tokens"],
+        "training_epochs": resolved.record["tokens"] / metadata.num_tokens["train"],
     }
     record: dict[str, Any] = {
-        "steps": settings.num_steps,
-        "tokens": metrics["training_tokens"],
+        **resolved.record,
         "train_rows": metadata.num_tokens["train"],
-        "batch_size": settings.batch_size,
-        "learning_rate": settings.learning_rate,
-        "warmup_steps": settings.warmup_steps,
-        "decay_fraction": settings.decay_fraction,
-        "dead_after_tokens": settings.dead_after_tokens,
-        "seed": params.seed,
-        "kernel": params.kernel,
-        "device": settings.device,
-        "threads": params.threads,
         "latent_max_rows": latent_max_rows,
         "sequences_sha256": metadata.sequences_sha256,
         "activations_manifest_sha256": manifest_sha256(store),
     }
-    if params.center != "geometric_median":
-        record["center"] = params.center
-    if params.anneal_fraction:
-        record["anneal_fraction"] = params.anneal_fraction
-    if params.resample_steps:
-        record["resample_steps"] = params.resample_steps
-    if params.architecture in _OPTIONS["penalty"]:
-        record["penalty_warmup_fraction"] = settings.penalty_warmup_fraction
+    if "penalty" in last:  # with a controller it is what the training ended with
+        record["penalty"] = metrics["penalty"] = last["penalty"]
     export(sae, record, metrics, context.output / "sae")
     histogram = measured.density_histogram()
     num_silent = int((measured.counts == 0).sum())
@@ -275,84 +350,11 @@ def run(context: StageContext) -> StageResult:
         context.output / "density.csv", [{"log10_density": low, "num_latents": number} for low, number in histogram]
     )
     selects = params.architecture in _SELECTS_K
-    wanted = params.k if selects else params.target_l0
+    wanted = config.k if selects else config.options.get("target_l0")
     extra = "AuxK" if selects else "penalty"
     draw_curves(trained.curves, wanted, extra, context.output / "figures" / "curves.png")
     draw_density(histogram, num_silent, measured.num_tokens, context.output / "figures" / "density.png")
-    return StageResult(metrics=metrics, summary=_summary(config, settings, metrics))
-
-
-def _config(params: TrainSaeParams, metadata: StoreMetadata) -> SaeConfig:
-    from plmsae.saes import SaeConfig
-
-    size = params.dictionary_size or (params.expansion_factor or 1) * metadata.d_model
-    selects = params.architecture in _SELECTS_K
-    if selects and params.k > size:
-        raise UserError(
-            f"k = {params.k} is larger than the dictionary of {size} latents",
-            where="train_sae.k",
-            fix=f"lower train_sae.k to at most {size}, or enlarge the dictionary",
-        )
-    if selects and params.aux_k is not None and params.aux_k > size:
-        raise UserError(
-            f"aux_k = {params.aux_k} is larger than the dictionary of {size} latents",
-            where="train_sae.aux_k",
-            fix="lower it, or set it to null",
-        )
-    return SaeConfig(
-        architecture=params.architecture,
-        d_model=metadata.d_model,
-        dictionary_size=size,
-        k=params.k if selects else size,
-        plm=metadata.plm,
-        plm_revision=metadata.plm_revision,
-        layer=metadata.layer,
-        hook=metadata.hook,
-        normaliser={"kind": "rms", "scale": metadata.normaliser.scale, "folded": False},
-        options=_options(params, size),
-    )
-
-
-def _options(params: TrainSaeParams, dictionary_size: int) -> dict[str, Any]:
-    """`SaeConfig.options` of the architecture; what is null is left to its defaults."""
-    from plmsae.saes.matryoshka import FRACTIONS, sizes_of
-
-    if params.architecture not in _SELECTS_K:
-        names = ("penalty", "target_l0", "bandwidth", "initial_threshold")
-        return {name: getattr(params, name) for name in names if getattr(params, name) is not None}
-    options: dict[str, Any] = {"aux_alpha": params.aux_alpha, "aux_k": params.aux_k}
-    if params.architecture == "matryoshka":
-        fractions = params.group_fractions or "power_law"
-        shares = FRACTIONS[fractions] if isinstance(fractions, str) else tuple(fractions)
-        options["group_sizes"] = sizes_of(shares, dictionary_size)
-        options["reduction"] = params.group_reduction or "paper"
-    return options
-
-
-def _settings(params: TrainSaeParams, metadata: StoreMetadata) -> TrainingSettings:
-    from plmsae.training.schedules import default_learning_rate
-    from plmsae.training.settings import TrainingSettings, resolve_device
-
-    size = params.dictionary_size or (params.expansion_factor or 1) * metadata.d_model
-    return TrainingSettings(
-        num_steps=-(-params.tokens // params.batch_size),
-        batch_size=params.batch_size,
-        learning_rate=params.learning_rate or default_learning_rate(size),
-        warmup_steps=params.warmup_steps,
-        decay_fraction=params.decay_fraction,
-        dead_after_tokens=params.dead_after_tokens or min(10_000_000, max(1, params.tokens // 80)),
-        validate_every=params.validate_every,
-        num_valid_rows=params.num_valid_rows,
-        checkpoint_every=params.checkpoint_every,
-        seed=params.seed,
-        device=resolve_device(params.device),
-        penalty_warmup_fraction=params.penalty_warmup_fraction,
-        anneal_fraction=params.anneal_fraction,
-        anneal_from=max(params.k, min(metadata.d_model, size)),
-        center=params.center,
-        resample_steps=tuple(params.resample_steps),
-        num_resample_rows=params.num_resample_rows,
-    )
+    return StageResult(metrics=metrics, summary=_summary(resolved, metrics))
 
 
 def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
@@ -364,11 +366,12 @@ def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(table)
 
 
-def _summary(config: SaeConfig, settings: TrainingSettings, metrics: Mapping[str, float]) -> str:
+def _summary(resolved: Resolved, metrics: Mapping[str, float]) -> str:
+    config = resolved.config
     return (
         f"A {config.architecture} SAE with {config.dictionary_size:,} latents ({sparsity(config)}) on layer "
         f"{config.layer} ({config.hook}) of {config.plm}, trained on {metrics['training_tokens']:,} residues "
-        f"({metrics['training_epochs']:.1f} epochs, {settings.num_steps:,} steps). On {metrics['num_tokens']:,} "
+        f"({metrics['training_epochs']:.1f} epochs, {resolved.record['steps']:,} steps). On {metrics['num_tokens']:,} "
         f"residues of held-out proteins it leaves {metrics['fvu']:.1%} of the variance unexplained with "
         f"{metrics['l0']:.1f} latents active per residue; {metrics['dead_fraction']:.1%} of the latents never fire "
         "there."

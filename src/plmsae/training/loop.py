@@ -40,7 +40,8 @@ class Trained:
     Attributes:
         sae: The SAE, on the CPU, for rows of unit mean squared norm; its threshold, if it has one for all latents, is
             calibrated on the held-out rows of the last look.
-        curves: One row per look: step, tokens, loss, fvu, l0, dead_fraction, aux_loss, valid_fvu, learning_rate.
+        curves: One row per look: step, tokens, loss, fvu, l0, dead_fraction, aux_loss, valid_fvu, learning_rate,
+            and, if there is one, the penalty's weight.
         dead_fraction: Latents that were silent for the last `dead_after_tokens` training tokens.
     """
 
@@ -109,19 +110,20 @@ class _Run:
         metrics = ReconstructionMetrics(module.sae.config.d_model, module.sae.config.dictionary_size)
         for x in rows(self.valid, self.settings.num_valid_rows):
             metrics.update(module.sae, x.to(self.settings.device))
-        self.curves.append(
-            {
-                "step": module.num_steps_done,
-                "tokens": module.num_tokens_done,
-                "loss": loss,
-                "fvu": fvu,
-                "l0": active,
-                "dead_fraction": float(module.dead.double().mean()),
-                "aux_loss": aux,
-                "valid_fvu": float(metrics.compute()["fvu"]),
-                "learning_rate": module.optimizers().param_groups[0]["lr"],
-            }
-        )
+        row = {
+            "step": module.num_steps_done,
+            "tokens": module.num_tokens_done,
+            "loss": loss,
+            "fvu": fvu,
+            "l0": active,
+            "dead_fraction": float(module.dead.double().mean()),
+            "aux_loss": aux,
+            "valid_fvu": float(metrics.compute()["fvu"]),
+            "learning_rate": module.optimizers().param_groups[0]["lr"],
+        }
+        if module.penalty is not None:
+            row["penalty"] = module.penalty
+        self.curves.append(row)
         module.window.zero_()
 
 
@@ -186,7 +188,8 @@ def _initialise(sae: SparseAutoencoder, source: BatchSource, settings: TrainingS
             f"the first {len(sample)} activation rows are all the same",
             fix="extract activations of more sequences: dvc repro --force extract_activations",
         )
-    sae.initialise(torch.Generator().manual_seed(settings.seed), starting_center(sample, settings.center))
+    center = starting_center(sample[: settings.num_center_rows], settings.center)
+    sae.initialise(torch.Generator().manual_seed(settings.seed), center)
     return variance
 
 

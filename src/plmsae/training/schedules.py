@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 
-def warmup_decay(step: int, num_steps: int, warmup_steps: int, decay_fraction: float) -> float:
-    """Linear warm-up, constant, linear decay to zero over the last part (Conerly et al. 2024: the last fifth).
+def warmup_decay(step: int, num_steps: int, warmup_steps: float, decay_steps: float, from_zero: bool = False) -> float:
+    """Linear warm-up, constant, linear decay to zero at the end (Conerly et al. 2024: over the last fifth).
 
     Args:
         step: 0-based step that is about to be taken.
         num_steps: Length of the training.
         warmup_steps: Steps until the full rate; 0 for none.
-        decay_fraction: Share of the training over which the rate falls; 0 for none.
+        decay_steps: Steps over which the rate falls; 0 for none.
+        from_zero: See `warmup`.
 
     Returns:
-        Factor in (0, 1] for the learning rate.
+        Factor in [0, 1] for the learning rate, above 0 unless `from_zero`.
     """
-    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    decay_steps = decay_fraction * num_steps
     decay = min(1.0, (num_steps - step) / decay_steps) if decay_steps else 1.0
-    return min(warmup, decay)
+    return min(warmup(step, warmup_steps, from_zero), decay)
 
 
-def penalty_warmup(step: int, num_steps: int, fraction: float) -> float:
-    """Factor of the sparsity penalty: linear to 1 over the first part (Conerly et al. 2024: a twentieth).
+def warmup(step: int, warmup_steps: float, from_zero: bool = False) -> float:
+    """Linear to 1 over the first steps: of the learning rate, or of a sparsity penalty.
 
-    A penalty that is whole from the start silences latents before they mean anything.
+    A penalty that is whole from the start silences latents before they mean anything (Conerly et al. 2024: linear over
+    the first twentieth).
 
     Args:
         step: 0-based step that is about to be taken.
-        num_steps: Length of the training.
-        fraction: Share of the training until the full penalty; 0 for none.
-
-    Returns:
-        Factor in (0, 1].
+        warmup_steps: Steps until 1; 0 for none.
+        from_zero: Begin with 0 instead of 1 / warmup_steps.
     """
-    warmup_steps = fraction * num_steps
-    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    return min(1.0, (step if from_zero else step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
 def annealed_k(step: int, num_steps: int, k: int, start: int, fraction: float) -> int:
