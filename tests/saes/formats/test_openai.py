@@ -37,7 +37,8 @@ def test_it_computes_what_openai_computes_both_ways(
     activation: str, architecture: str, draw: Draw, x: Tensor, tmp_path: Path
 ) -> None:
     state, x = state_of(activation, draw), 3 * x + 1
-    torch.save(state, tmp_path / "0.pt")
+    twice = {f"activation.{key}": value for key, value in state["activation_state_dict"].items()}
+    torch.save({**state, **twice}, tmp_path / "0.pt")
     told = UNTOLD if activation == "TopK" else TOLD
     sae = import_sae(tmp_path, "openai", **told)
     assert sae.config.architecture == architecture
@@ -55,6 +56,7 @@ def test_it_computes_what_openai_computes_both_ways(
         ({"activation_state_dict": {"k": K, "postact_fn": "Identity"}}, UserError, "latents may be negative"),
         ({"activation_state_dict": {}}, DataError, "k = None is not a whole number"),
         ({"activation_state_dict": 3}, UserError, "cannot be imported"),
+        ({"activation.k": K + 1}, DataError, "activation.k is not 5"),
         ({"decoder.weight": "tied"}, DataError, "entry 'decoder.weight' is a str"),
     ],
 )

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plmsae.errors import UserError, did_you_mean
+from plmsae.errors import DataError, UserError, did_you_mean
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.formats.origin import Origin
 from plmsae.saes.formats.ours import LAYER_NORM, cannot, check_normaliser, parts, require_layer_norm, transposed
-from plmsae.saes.formats.tensors import Shapes, checked, only_file, read_pt_mapping, tensors_of, whole_number
+from plmsae.saes.formats.tensors import AGAIN, Shapes, checked, only_file, read_pt_mapping, tensors_of, whole_number
 
 WEIGHTS = "ae.pt"
 SHAPES: Shapes = {"encoder.weight": "nd", "latent_bias": "n", "decoder.weight": "dn", "pre_bias": "d"}
@@ -38,6 +38,12 @@ def read(folder: Path, origin: Origin) -> SparseAutoencoder:
         raise UserError(
             f"activation {name!r} cannot be imported", where=str(path), fix=did_you_mean(str(name), ARCHITECTURES)
         )
+    for key, value in settings.items():
+        # Its `state_dict` of today says these twice.
+        if repr(content.pop(f"activation.{key}", value)) != repr(value):
+            raise DataError(
+                f"activation.{key} is not {value!r}, as activation_state_dict says", where=str(path), fix=AGAIN
+            )
     found, sizes = checked(tensors_of(content, path), SHAPES, path, STATISTICS)
     k, normaliser = None, None
     if name == "TopK":
