@@ -2,7 +2,12 @@
 
 from kfp import dsl
 
-from components.evaluate.component import evaluate_concepts, evaluate_fidelity
+from components.evaluate.component import (
+    evaluate_amortisation,
+    evaluate_baselines,
+    evaluate_concepts,
+    evaluate_fidelity,
+)
 from components.extract_activations.component import extract_activations
 from components.ingest.component import ingest
 from components.promote.component import promote
@@ -40,6 +45,8 @@ def train(
     train_sae_params: str = DEFAULT["train_sae_params"],
     evaluate_fidelity_params: str = DEFAULT["evaluate_fidelity_params"],
     evaluate_concepts_params: str = DEFAULT["evaluate_concepts_params"],
+    evaluate_baselines_params: str = DEFAULT["evaluate_baselines_params"],
+    evaluate_amortisation_params: str = DEFAULT["evaluate_amortisation_params"],
     steer_params: str = DEFAULT["steer_params"],
     register_params: str = DEFAULT["register_params"],
     promote_params: str = DEFAULT["promote_params"],
@@ -65,6 +72,8 @@ def train(
         train_sae_params: As above.
         evaluate_fidelity_params: As above.
         evaluate_concepts_params: As above.
+        evaluate_baselines_params: As above.
+        evaluate_amortisation_params: As above.
         steer_params: As above.
         register_params: As above.
         promote_params: As above: the gates.
@@ -117,6 +126,10 @@ def train(
         sae["sae_sha256"] = trained.outputs["manifest_sha256"]
         fidelity = configure(evaluate_fidelity(**sae, params=evaluate_fidelity_params), "evaluate@fidelity")
         concepts = configure(evaluate_concepts(**sae, params=evaluate_concepts_params), "evaluate@concepts")
+        baselines = configure(evaluate_baselines(**sae, params=evaluate_baselines_params), "evaluate@baselines")
+        amortisation = configure(
+            evaluate_amortisation(**sae, params=evaluate_amortisation_params), "evaluate@amortisation"
+        )
         configure(steer(**sae, latent=latent, strength=strength, params=steer_params), "steer")
         registered = configure(
             register(
@@ -125,6 +138,10 @@ def train(
                 fidelity_sha256=fidelity.outputs["manifest_sha256"],
                 concepts=concepts.outputs["output"],
                 concepts_sha256=concepts.outputs["manifest_sha256"],
+                baselines=baselines.outputs["output"],
+                baselines_sha256=baselines.outputs["manifest_sha256"],
+                amortisation=amortisation.outputs["output"],
+                amortisation_sha256=amortisation.outputs["manifest_sha256"],
                 params=register_params,
             ),
             "register",

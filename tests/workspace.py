@@ -45,6 +45,17 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "evaluate.fidelity": {"max_proteins": 8, "num_resamples": 100, "threads": 1},
     "evaluate.concepts": {"min_instances": 3, "min_proteins": 2, "num_resamples": 100, "threads": 1},
+    "evaluate.baselines": {
+        "min_instances": 3,
+        "min_proteins": 2,
+        "fit_rows": 2048,
+        "ica_rows": 1024,
+        "ica_components": 16,
+        "ica_iterations": 10,
+        "num_resamples": 100,
+        "threads": 1,
+    },
+    "evaluate.amortisation": {"max_proteins": 4, "num_tokens": 32, "num_resamples": 100, "threads": 1},
     "steer": {"max_proteins": 4, "num_random_directions": 3, "num_resamples": 100, "threads": 1},
 }
 

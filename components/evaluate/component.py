@@ -78,3 +78,75 @@ def evaluate_concepts(
         command=["plmsae", "run", "evaluate@concepts"],
         args=["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
     )
+
+
+@dsl.container_component
+def evaluate_baselines(
+    sequences: dsl.Input[dsl.Dataset],
+    sequences_sha256: str,
+    activations: dsl.Input[dsl.Dataset],
+    activations_sha256: str,
+    sae: dsl.Input[dsl.Model],
+    sae_sha256: str,
+    output: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+    manifest_sha256: dsl.OutputPath(str),
+    params: str = "{}",
+) -> dsl.ContainerSpec:
+    """Compare the SAE with neurons, PCA, ICA and random directions by one protocol.
+
+    Args:
+        sequences: Output of ingest.
+        sequences_sha256: Its checksum: the output `manifest_sha256` of ingest.
+        activations: Output of extract_activations.
+        activations_sha256: Its checksum: the output `manifest_sha256` of extract_activations.
+        sae: Output of train_sae.
+        sae_sha256: Its checksum: the output `manifest_sha256` of train_sae.
+        output: Folder of kind 'result' with its manifest.
+        metrics: Numbers for the UI.
+        summary: One paragraph for people.
+        manifest_sha256: Checksum that names the output; feeds the cache keys downstream.
+        params: The other parameters of section `evaluate.baselines`, one JSON object; "{}" takes the defaults.
+    """
+    return dsl.ContainerSpec(
+        image=IMAGE,
+        command=["plmsae", "run", "evaluate@baselines"],
+        args=["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
+    )
+
+
+@dsl.container_component
+def evaluate_amortisation(
+    sequences: dsl.Input[dsl.Dataset],
+    sequences_sha256: str,
+    activations: dsl.Input[dsl.Dataset],
+    activations_sha256: str,
+    sae: dsl.Input[dsl.Model],
+    sae_sha256: str,
+    output: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+    manifest_sha256: dsl.OutputPath(str),
+    params: str = "{}",
+) -> dsl.ContainerSpec:
+    """Compare the encoder's codes with sparse coding on its own decoder.
+
+    Args:
+        sequences: Output of ingest.
+        sequences_sha256: Its checksum: the output `manifest_sha256` of ingest.
+        activations: Output of extract_activations.
+        activations_sha256: Its checksum: the output `manifest_sha256` of extract_activations.
+        sae: Output of train_sae.
+        sae_sha256: Its checksum: the output `manifest_sha256` of train_sae.
+        output: Folder of kind 'result' with its manifest.
+        metrics: Numbers for the UI.
+        summary: One paragraph for people.
+        manifest_sha256: Checksum that names the output; feeds the cache keys downstream.
+        params: The other parameters of section `evaluate.amortisation`, one JSON object; "{}" takes the defaults.
+    """
+    return dsl.ContainerSpec(
+        image=IMAGE,
+        command=["plmsae", "run", "evaluate@amortisation"],
+        args=["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
+    )

@@ -20,6 +20,10 @@ def register(
     fidelity_sha256: str,
     concepts: dsl.Input[dsl.Artifact],
     concepts_sha256: str,
+    baselines: dsl.Input[dsl.Artifact],
+    baselines_sha256: str,
+    amortisation: dsl.Input[dsl.Artifact],
+    amortisation_sha256: str,
     output: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
@@ -40,6 +44,10 @@ def register(
         fidelity_sha256: Its checksum: the output `manifest_sha256` of evaluate@fidelity.
         concepts: Output of evaluate@concepts.
         concepts_sha256: Its checksum: the output `manifest_sha256` of evaluate@concepts.
+        baselines: Output of evaluate@baselines.
+        baselines_sha256: Its checksum: the output `manifest_sha256` of evaluate@baselines.
+        amortisation: Output of evaluate@amortisation.
+        amortisation_sha256: Its checksum: the output `manifest_sha256` of evaluate@amortisation.
         output: Folder of kind 'registration' with its manifest.
         metrics: Numbers for the UI.
         summary: One paragraph for people.

@@ -100,11 +100,11 @@ def test_the_numbers_keep_their_order_for_every_architecture(architecture: str) 
 
 def test_the_default_penalty_makes_the_optimum_as_sparse_as_the_encoder() -> None:
     for tolerance in (1e-4, 3e-2):  # also where the gap is too wide for the support to have settled
-        found = amortisation_gap(generic_sae("topk"), tokens(200).float(), tolerance=tolerance)
+        found = amortisation_gap(generic_sae("topk"), tokens(60).float(), tolerance=tolerance)
         assert found.l0_optimum == pytest.approx(found.l0_encoder, rel=0.0101)
         assert found.excess > 0.01
     more = amortisation_gap(generic_sae("topk"), tokens(400).float())
-    assert more.l0_optimum == pytest.approx(more.l0_encoder, rel=0.05)  # 256 of the 400 tokens set it
+    assert more.l0_optimum == pytest.approx(more.l0_encoder, rel=0.1)  # 64 of the 400 tokens set it
 
 
 def numbers(found: AmortisationGap, scale: float = 1.0) -> list[float]:
@@ -158,3 +158,13 @@ def test_input_that_cannot_be_compared_is_refused() -> None:
     x[3, 3] = float("nan")
     with pytest.raises(DataError, match="1 of 80"):
         amortisation_gap(sae, x)
+
+
+def test_where_tokens_are_scaled_one_by_one_codes_are_compared_on_scaled_tokens() -> None:
+    normaliser = {"kind": "layer_norm", "epsilon": 1e-5}
+    sae = generic_sae("topk", dtype=torch.float64, normaliser=normaliser)
+    plain = generic_sae("topk", dtype=torch.float64)
+    plain.load_state_dict(sae.state_dict())
+    x = torch.logspace(-1, 2, 80, dtype=torch.float64)[:, None] * (tokens() + 0.7)
+    found, wanted = amortisation_gap(sae, x), amortisation_gap(plain, sae.standardise(x).rows)
+    assert found == wanted

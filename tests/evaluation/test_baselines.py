@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plmsae.activations.blocks import BlockStore
 from plmsae.errors import DataError, UserError
-from plmsae.evaluation.baselines import baseline, fit_ica, fit_pca, measure_maxima, random_dictionary
+from plmsae.evaluation.baselines import METHODS, fit_baselines, fit_ica, fit_pca, measure_maxima, random_dictionary
 from plmsae.evaluation.inputs import Inputs
 from plmsae.evaluation.units import Units
 from plmsae.plms.base import ProteinLM
@@ -95,18 +95,26 @@ def test_baselines_take_raw_activations_of_the_same_source(tmp_path: Path) -> No
     assert Units("random", load_folder(tmp_path / "random")).unit_name(13) == "latent 13"
 
 
-@pytest.mark.parametrize("name", ["pca", "ica", "random"])
-def test_a_baseline_of_a_store(name: str, plm: ProteinLM, sequences: Path, store: Path, tmp_path: Path) -> None:
+def test_the_baselines_of_a_store(plm: ProteinLM, sequences: Path, store: Path, tmp_path: Path) -> None:
     inputs = Inputs.load(sequences, store, saved(random_sae(plm, store), tmp_path), root=tmp_path)
-    sae = baseline(name, inputs, num_components=16)
     x = torch.cat(list(BlockStore(store, "train").rows(1000)))
-    torch.testing.assert_close(sae.latent_max, sae.encode(x).amax(0), rtol=1e-4, atol=1e-4)
-    activations = Units(name, sae).activations(x)
-    assert activations.shape == (len(x), sae.config.dictionary_size)
-    assert float(activations.max()) == pytest.approx(1.0, abs=1e-4)
-    torch.testing.assert_close(sae.b_dec, x.mean(0), rtol=1e-3, atol=1e-2)
-    if name != "random":
-        assert sae.config.dictionary_size == 32
+    settings = {"num_rows": 3000, "ica_rows": 2000, "ica_components": 16, "ica_iterations": 5, "seed": 0}
+    fitted, again = (fit_baselines(inputs, **settings, threads=threads) for threads in (1, 2))  # type: ignore[arg-type]
+    assert tuple(fitted.methods) == METHODS
+    assert (fitted.num_rows, fitted.ica_rows, fitted.k) == (3000, 2000, 16)
+    sizes = {name: (sae.config.dictionary_size, sae.config.k) for name, sae in fitted.methods.items()}
+    d = plm.d_model
+    assert sizes == {
+        "sae": (256, 16), "neurons": (2 * d, d), "pca": (2 * d, d), "ica": (32, 16), "random": (256, 16)
+    }  # fmt: skip
+    for name, sae in fitted.methods.items():
+        # Everything is measured on the same rows, the SAE too: its own file holds maxima over more of them.
+        torch.testing.assert_close(sae.latent_max, sae.encode(x[:3000]).amax(0), rtol=1e-4, atol=1e-4)
+        assert float(Units(name, sae).activations(x[:3000]).max()) == pytest.approx(1.0, abs=1e-4)
+        for first, second in zip(sae.state_dict().values(), again.methods[name].state_dict().values()):
+            assert torch.equal(first, second), name
+    assert bool((inputs.sae.latent_max >= fitted.methods["sae"].latent_max).all())
+    assert not torch.equal(inputs.sae.latent_max, fitted.methods["sae"].latent_max)
 
 
 def test_data_that_has_no_components_is_refused() -> None:

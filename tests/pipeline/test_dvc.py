@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from plmsae.evaluation import evaluations
 from tests.pipeline.conftest import Finished
 from tests.workspace import call, output_bytes
 
@@ -44,7 +45,8 @@ def test_changing_k_reruns_training_and_what_follows_and_going_back_is_a_cache_h
     set_k(root, k // 2)
     ran = stages_run(call(root, "dvc", "repro", timeout=600).stdout)
     assert ran[0] == "train_sae"
-    assert set(ran) == {"train_sae", "evaluate@fidelity", "evaluate@concepts", "steer", "register", "promote"}
+    suite = {f"evaluate@{name}" for name in evaluations()}
+    assert set(ran) == {"train_sae", *suite, "steer", "register", "promote"}
 
     table = json.loads(call(root, "dvc", "metrics", "diff", "--json").stdout)
     change = table["outputs/train_sae/metrics.json"]["l0"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ FIDELITY = {
 CONCEPTS = {"mean_f1_sae": 0.41, "mean_f1_neurons": 0.28, "mean_f1_residue": 0.11, "num_concepts": 3}
 TRAINING = {"dead_fraction": 0.02, "fvu": 0.29}
 SETTINGS = {"seed": 0}
+MORE = {"baselines": {"mean_f1_pca": 0.3}, "amortisation": {"fvu_gap": 0.01}}
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -67,10 +68,12 @@ def write_outputs(
     settings: Mapping[str, Any] = SETTINGS,
     plmsae: str = "0.1.0",
     sae: SparseAutoencoder | None = None,
+    more: Sequence[str] = tuple(MORE),
 ) -> Evidence:
     """Write `outputs/` below `root` and return them as evidence.
 
-    `data` stands for the proteins, `settings` are the parameters of the fidelity evaluation, `plmsae` evaluated it.
+    `data` stands for the proteins, `settings` are the parameters of the fidelity evaluation, `plmsae` evaluated it;
+    `more` are evaluations beside fidelity and concepts.
     """
     base = root / "outputs"
     folders = {
@@ -79,6 +82,7 @@ def write_outputs(
         "sae": base / "train_sae",
         "fidelity": base / "evaluate" / "fidelity",
         "concepts": base / "evaluate" / "concepts",
+        **{name: base / "evaluate" / name for name in more},
     }
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +113,9 @@ def write_outputs(
     concept_table().to_csv(folders["concepts"] / "concepts.csv", index=False)
     latent_table().to_parquet(folders["concepts"] / "latents.parquet", index=False)
     _finish(folders["concepts"], "evaluate@concepts", "result", inputs, dict(concepts), {"seed": 0})
+    for name in more:
+        _write(folders[name] / "table.csv", f"what,SAE,PCA\n{name} | measured,0.5,none\n")
+        _finish(folders[name], f"evaluate@{name}", "result", inputs, MORE[name], {"seed": 0})
     return Evidence(folders=folders, manifests={port: read_manifest(folder) for port, folder in folders.items()})
 
 

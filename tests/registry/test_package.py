@@ -54,7 +54,15 @@ def test_a_package_is_complete_and_its_bytes_depend_on_the_evidence_alone(
         "manifest.json",
     }
     manifest = verify(tmp_path / "a")
-    assert set(manifest.inputs) == {"sequences", "activations", "sae", "fidelity", "concepts"}
+    assert set(manifest.inputs) == {
+        "sequences",
+        "activations",
+        "sae",
+        "fidelity",
+        "concepts",
+        "baselines",
+        "amortisation",
+    }
     assert json.loads((tmp_path / "a" / "metrics.json").read_text()) == evidence.metrics()
 
 
@@ -78,6 +86,8 @@ def test_the_card_says_what_a_user_must_know(evidence: Evidence, config: SaeConf
         "## Dual use",
         f'plmsae.load("models:/{NAME}@champion")',
         "**fidelity.** What evaluate@fidelity found & wrote.",
+        "**baselines.** What evaluate@baselines found & wrote.\n\n| what | SAE | PCA |",
+        "| amortisation \\| measured | 0.5 | none |",
     ):
         assert text in card, text
     assert card.count("\n# ") == 0
@@ -142,6 +152,7 @@ def test_the_report_is_one_whole_page_that_needs_nothing_else(
         "plmsae.load(",
         "CC BY 4.0",
         "What evaluate@concepts found & wrote.",
+        "baselines | measured0.5none",
     ):
         assert expected in page.text, expected
     assert "Zinc finger <C2H2>" not in text

@@ -160,3 +160,25 @@ def test_what_does_not_exist_cannot_be_promoted(root: Path, name: str, version: 
         promote(name, version, GATES, root)
     assert message in str(caught.value)
     assert aliases(root) == {"candidate": 1}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ((), ("baselines", "amortisation"), "was registered without the evaluation amortisation, baselines, so"),
+        (("baselines",), (), "was registered with the evaluation baselines as well, so"),
+    ],
+)
+def test_a_champion_with_other_evidence_is_named_with_what_differs(
+    root: Path, first: tuple[str, ...], second: tuple[str, ...], words: str
+) -> None:
+    """A champion from before an evaluation joined the pipeline has no numbers of it."""
+    promote(NAME, register(write_outputs(root, more=first), root).version, GATES, root)
+    version = register(write_outputs(root, seed=1, more=second), root).version
+    decision = promote(NAME, version, GATES, root)
+    assert not decision.promoted
+    assert decision.reasons == (
+        f"the champion (version 1) {words} the two cannot be compared (promote.other_evaluation: accept promotes on "
+        "the limits alone)",
+    )
+    assert promote(NAME, version, GATES.model_copy(update={"other_evaluation": "accept"}), root).promoted

@@ -15,7 +15,7 @@ from plmsae.registry.connection import connect, experiment_id, locate
 from plmsae.registry.load import pull
 from plmsae.registry.register import Registration, register
 from plmsae.registry.versions import list_versions, registry_name
-from tests.registry.outputs import CONCEPTS, FIDELITY, TRAINING, write_outputs
+from tests.registry.outputs import CONCEPTS, FIDELITY, MORE, TRAINING, write_outputs
 
 NAME = "plmsae.esm_small.layer3.topk"
 
@@ -31,6 +31,7 @@ def test_every_metric_can_be_read_back_from_the_version_alone(root: Path) -> Non
         **{f"fidelity.{name}": value for name, value in FIDELITY.items()},
         **{f"concepts.{name}": value for name, value in CONCEPTS.items()},
         **{f"train_sae.{name}": value for name, value in TRAINING.items()},
+        **{f"{evaluation}.{name}": value for evaluation, found in MORE.items() for name, value in found.items()},
     }
     assert found == expected
     assert "91.2 % [90.0, 92.5]" in version.description
@@ -176,7 +177,7 @@ def test_a_registration_cut_off_at_any_step_is_completed_by_the_next(
         runs = client.search_runs([experiment_id(client, root)])
     assert [(item.version, item.aliases) for item in versions] == [(1, ("candidate",))]
     assert [run.info.status for run in runs] == ["FINISHED"]
-    assert len(versions[0].metrics) == len(FIDELITY) + len(CONCEPTS) + len(TRAINING)
+    assert len(versions[0].metrics) == len(FIDELITY) + len(CONCEPTS) + len(TRAINING) + len(MORE)
     pulled = pull(f"models:/{NAME}/1", root / "pulled")
     assert json.loads((pulled.folder / "metrics.json").read_text())["fidelity.fvu"] == FIDELITY["fvu"]
 

@@ -14,7 +14,7 @@ from plmsae.errors import DataError, UserError
 from plmsae.evaluation import evaluation, evaluations
 from plmsae.params import Params
 from plmsae.plms.base import ProteinLM
-from plmsae.stages.evaluate import STAGES, ConceptsParams, FidelityParams
+from plmsae.stages.evaluate import STAGES, AmortisationParams, BaselinesParams, ConceptsParams, FidelityParams
 from plmsae.stages.spec import StageContext, StageResult
 from tests.evaluation.conftest import letter_sae, plm, random_sae, saved, sequences, store
 
@@ -22,6 +22,17 @@ STAGE = {stage.entry: stage for stage in STAGES}
 PARAMS: dict[str, Params] = {
     "fidelity": FidelityParams(max_proteins=8, num_resamples=50, threads=1),
     "concepts": ConceptsParams(min_instances=5, num_resamples=50, threads=1),
+    "baselines": BaselinesParams(
+        max_proteins=12,
+        min_instances=5,
+        fit_rows=2048,
+        ica_rows=1024,
+        ica_components=16,
+        ica_iterations=5,
+        num_resamples=50,
+        threads=1,
+    ),
+    "amortisation": AmortisationParams(max_proteins=8, num_tokens=24, num_resamples=50, threads=1),
 }
 
 
@@ -45,7 +56,7 @@ def inputs(plm: ProteinLM, sequences: Path, store: Path, tmp_path: Path) -> dict
     return {"sequences": sequences, "activations": store, "sae": saved(random_sae(plm, store), tmp_path / "sae")}
 
 
-@pytest.mark.parametrize("name", ["fidelity", "concepts"])
+@pytest.mark.parametrize("name", list(PARAMS))
 def test_equal_inputs_give_equal_bytes(name: str, inputs: dict[str, Path], tmp_path: Path) -> None:
     results = [run(name, tmp_path / place / "out", inputs) for place in ("first", "second")]
     assert results[0] == results[1]
@@ -55,7 +66,7 @@ def test_equal_inputs_give_equal_bytes(name: str, inputs: dict[str, Path], tmp_p
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("name", ["fidelity", "concepts"])
+@pytest.mark.parametrize("name", list(PARAMS))
 def test_plots_name_files_and_columns_that_are_written(name: str, inputs: dict[str, Path], tmp_path: Path) -> None:
     run(name, tmp_path / "run" / "out", inputs)
     for plot in STAGE[name].plots:
@@ -63,7 +74,7 @@ def test_plots_name_files_and_columns_that_are_written(name: str, inputs: dict[s
         assert {plot.x, *plot.y} <= set(header)
 
 
-@pytest.mark.parametrize("name", ["fidelity", "concepts"])
+@pytest.mark.parametrize("name", list(PARAMS))
 def test_an_sae_of_another_layer_is_refused_before_anything_is_written(
     name: str, inputs: dict[str, Path], plm: ProteinLM, tmp_path: Path
 ) -> None:
@@ -105,5 +116,7 @@ def test_an_unknown_evaluation_is_named_with_what_was_meant() -> None:
 
 @pytest.mark.parametrize("thresholds", [[], [0.5, 0.5], [-0.1, 0.5], [0.2, 1.0], [0.6, 0.5]])
 def test_thresholds_that_do_not_ascend_are_refused(thresholds: list[float]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=r"ascend|at least 1"):
         ConceptsParams(thresholds=thresholds)
+    with pytest.raises(ValidationError, match=r"f1_bounds must ascend|at least 1"):
+        BaselinesParams(f1_bounds=thresholds)

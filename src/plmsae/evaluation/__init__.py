@@ -29,8 +29,25 @@ def _concepts() -> Evaluation:
     return evaluate
 
 
+def _amortisation() -> Evaluation:
+    from plmsae.evaluation.amortisation import evaluate
+
+    return evaluate
+
+
+def _baselines() -> Evaluation:
+    from plmsae.evaluation.comparison import evaluate
+
+    return evaluate
+
+
 # torch and the model are imported when an evaluation runs, not when its name is listed.
-_EVALUATIONS: dict[str, Callable[[], Evaluation]] = {"fidelity": _fidelity, "concepts": _concepts}
+_EVALUATIONS: dict[str, Callable[[], Evaluation]] = {
+    "fidelity": _fidelity,
+    "concepts": _concepts,
+    "baselines": _baselines,
+    "amortisation": _amortisation,
+}
 
 
 def evaluations() -> tuple[str, ...]:

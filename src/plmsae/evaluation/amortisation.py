@@ -11,35 +11,40 @@ FISTA finds to a stated duality gap. Shares are ratios of means over tokens:
 
 An SAE trained with mean ||x - x^||^2 + penalty sum_i z_i has lambda = penalty / 2 (`sparse_coding`), times the scale
 of its normaliser if that is folded. One without a penalty has no lambda of its own: by default the one is taken at
-which the optimum is as sparse as the encoder, on average (mean L0, found by bisection).
+which the optimum is as sparse as the encoder, on average (mean L0).
 
 Equal L0. Every token keeps as many atoms as its encoder uses, s_t. Atoms chosen by the encoder and atoms chosen by
 orthogonal matching pursuit are refitted alike, by least squares on the support, so that only the choice is compared.
 Finding the best s_t atoms is intractable, so the pursuit is a strong opponent but no bound: a negative gap says
 that the encoder chose better than it. Coefficients may turn negative in the refit; their share is reported.
 
-FVU is sum ||x - x^||^2 / sum ||x - mu||^2 over the tokens given, mu their mean.
+FVU is sum ||x - x^||^2 / sum ||x - mu||^2 over the tokens given, mu their mean. Where the SAE's normaliser works per
+token, all of this is about the standardised tokens: that is the problem its encoder solves. The stage takes a seeded
+sample of the residues of test proteins; intervals are percentile bootstraps over proteins, with lambda held fixed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from plmsae.errors import DataError, UserError
+from plmsae.evaluation.amortisation_figure import draw
+from plmsae.evaluation.bootstrap import Floats, Interval, group_sums, intervals
+from plmsae.evaluation.inputs import Inputs, Outcome
+from plmsae.evaluation.residue_sample import ResidueSample, sample_residues
+from plmsae.evaluation.token_gaps import TokenGaps, token_gaps
 from plmsae.saes.base import SparseAutoencoder
-from plmsae.saes.matching_pursuit import orthogonal_matching_pursuit, refit, support_of
-from plmsae.saes.sparse_coding import lipschitz_bound, objective, sparse_code
+from plmsae.saes.config import SaeConfig
 
-TOKENS_AT_ONCE = 512
-TOKENS_TO_CALIBRATE = 256
-LOWEST_PENALTY = 1e-4  # of the largest correlation, above which every code is zero
-BISECTIONS = 16
-L0_TOLERANCE = 0.01
+_MEANS = ("certificate", "objective_zero", "objective_encoder", "objective_optimum")
+_COUNTS = ("l0_encoder", "l0_optimum", "l0_pursuit")
+CODES = ("encoder", "optimum", "encoder_refit", "optimum_refit", "pursuit")
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,9 @@ class AmortisationGap:
         fvu_pursuit: FVU of least squares on the pursuit's atoms.
         negative_encoder: Share of the encoder's atoms whose refitted coefficient is negative.
         negative_pursuit: The same for the pursuit's atoms.
+        excess: (F_encoder - F_optimum) / F_optimum.
+        attained: (F(0) - F_encoder) / (F(0) - F_optimum); 0 where the optimum is silent too.
+        fvu_gap: `fvu_encoder_refit` - `fvu_pursuit`: what the encoder's choice of atoms costs at equal L0.
     """
 
     num_tokens: int
@@ -83,26 +91,13 @@ class AmortisationGap:
     fvu_pursuit: float
     negative_encoder: float
     negative_pursuit: float
-
-    @property
-    def excess(self) -> float:
-        """(F_encoder - F_optimum) / F_optimum."""
-        return (self.objective_encoder - self.objective_optimum) / self.objective_optimum
-
-    @property
-    def attained(self) -> float:
-        """(F(0) - F_encoder) / (F(0) - F_optimum); 0 where the optimum is silent too."""
-        possible = self.objective_zero - self.objective_optimum
-        return (self.objective_zero - self.objective_encoder) / possible if possible > 0 else 0.0
-
-    @property
-    def fvu_gap(self) -> float:
-        """`fvu_encoder_refit` - `fvu_pursuit`: what the encoder's choice of atoms costs at equal L0."""
-        return self.fvu_encoder_refit - self.fvu_pursuit
+    excess: float
+    attained: float
+    fvu_gap: float
 
     def metrics(self) -> dict[str, float | int]:
         """All numbers, flat."""
-        return {**dataclasses.asdict(self), "excess": self.excess, "attained": self.attained, "fvu_gap": self.fvu_gap}
+        return dataclasses.asdict(self)
 
 
 @torch.no_grad()
@@ -113,6 +108,7 @@ def amortisation_gap(
     penalty: float | None = None,
     tolerance: float = 1e-4,
     max_iterations: int = 5000,
+    threads: int = 1,
 ) -> AmortisationGap:
     """Compare an SAE's encoder with sparse coding on its own decoder.
 
@@ -120,92 +116,159 @@ def amortisation_gap(
         sae: Any architecture, baselines included.
         x: Activations as the SAE takes them, [N, d].
         penalty: lambda; if not given, the one at which the optimum's mean L0 is the encoder's (within 1 %, where there
-            is such a one above 1e-4 of the largest correlation), measured on at most 256 tokens spread over x.
+            is such a one above 1e-4 of the largest correlation), measured on at most 64 tokens spread over x.
         tolerance: Relative duality gap of the optimum, a share of F(0) of each token.
         max_iterations: The most FISTA steps per token.
+        threads: Blocks of tokens that are solved at once, on one core each; the numbers do not depend on it.
 
     Raises:
         UserError: x is of another width or empty, or an argument is out of range.
         DataError: x holds NaN or infinity or does not vary, or the encoder fires on none of it.
     """
-    if x.ndim == 2 and len(x) == 0:
-        raise UserError("there are no tokens to compare codes on", where="x", fix="pass activations [N, d]")
-    x = sae.check_input(x)
-    norms = torch.linalg.vector_norm(sae.atoms.double(), dim=1)
-    atoms = torch.where(norms[:, None] > 0, sae.atoms.double() / norms.clamp_min(1e-300)[:, None], 0.0)
-    centre = sae.b_dec.double()
-    variation = float((x.double() - x.double().mean(0)).square().sum())
-    if variation == 0:
-        raise DataError("the activations do not vary", where="x", fix="pass different tokens")
-    lipschitz = lipschitz_bound(atoms)
-    if penalty is None:
-        some = x[torch.linspace(0, len(x) - 1, min(len(x), TOKENS_TO_CALIBRATE)).long()]
-        l0 = float((sae.encode(some) * norms > 0).sum(1).double().mean())
-        penalty = _penalty_of(l0, some.double() - centre, atoms, lipschitz, tolerance, max_iterations)
+    gaps = token_gaps(sae, x, penalty=penalty, tolerance=tolerance, max_iterations=max_iterations, threads=threads)
+    sums = _sums(gaps).sum(0, keepdims=True)
+    found = {name: float(value[0]) for name, value in _quantities(sums, list(gaps.values)).items()}
+    num_unconverged = int(gaps.values["unconverged"].sum())
+    return AmortisationGap(num_tokens=len(x), penalty=gaps.penalty, num_unconverged=num_unconverged, **found)
 
-    sums: dict[str, float] = {}
-    unconverged = 0
-    for rows in torch.split(x, TOKENS_AT_ONCE):
-        target = rows.double() - centre
-        codes = sae.encode(rows).double() * norms
-        best = sparse_code(
-            target, atoms, penalty, tolerance=tolerance, max_iterations=max_iterations, lipschitz=lipschitz
-        )
-        chosen = support_of(codes)
-        pursued = orthogonal_matching_pursuit(target, atoms, chosen.sizes)
-        refitted, pursuit = refit(target, atoms, chosen), refit(target, atoms, pursued)
-        unconverged += int((~best.converged).sum())
-        for name, value in {
-            "certificate": best.gap,
-            "objective_zero": 0.5 * target.square(),
-            "objective_encoder": objective(target, atoms, codes, penalty),
-            "objective_optimum": best.objective,
-            "l0_encoder": chosen.sizes,
-            "l0_optimum": best.codes > 0,
-            "l0_pursuit": pursued.sizes,
-            "fvu_encoder": (target - codes @ atoms).square(),
-            "fvu_optimum": (target - best.codes @ atoms).square(),
-            "fvu_encoder_refit": (target - refitted @ atoms).square(),
-            "fvu_optimum_refit": (target - refit(target, atoms, support_of(best.codes)) @ atoms).square(),
-            "fvu_pursuit": (target - pursuit @ atoms).square(),
-            "negative_encoder": refitted < 0,
-            "negative_pursuit": pursuit < 0,
-        }.items():
-            sums[name] = sums.get(name, 0.0) + float(value.double().sum())
-    divisors = {
-        "fvu": variation,
-        "negative_encoder": max(sums["l0_encoder"], 1.0),
-        "negative_pursuit": max(sums["l0_pursuit"], 1.0),
+
+def _sums(gaps: TokenGaps) -> Floats:
+    """[N, columns] whose sums over tokens determine every number: a one, ||x||^2, the values, and x itself.
+
+    x is taken about its mean, so that the sums of squares do not cancel.
+    """
+    centred = gaps.x.double() - gaps.x.double().mean(0)
+    ones = torch.ones(len(centred), dtype=torch.float64)
+    columns = [ones, centred.square().sum(1), *gaps.values.values()]
+    return torch.cat([torch.stack(columns, dim=1), centred], dim=1).numpy()
+
+
+def _quantities(sums: Floats, names: list[str]) -> dict[str, Floats]:
+    """Every number from sums [samples, columns] (`_sums`)."""
+    count, square = sums[:, 0], sums[:, 1]
+    total = {name: sums[:, 2 + place] for place, name in enumerate(names)}
+    variation = square - np.square(sums[:, 2 + len(names) :]).sum(1) / count
+    found = {name: total[name] / count for name in (*_MEANS, *_COUNTS)}
+    found |= {f"fvu_{code}": total[f"error_{code}"] / variation for code in CODES}
+    for name in ("encoder", "pursuit"):
+        found[f"negative_{name}"] = total[f"negative_{name}"] / np.maximum(total[f"l0_{name}"], 1.0)
+    possible = found["objective_zero"] - found["objective_optimum"]
+    attained = found["objective_zero"] - found["objective_encoder"]
+    found["excess"] = found["objective_encoder"] / found["objective_optimum"] - 1
+    found["attained"] = np.where(possible > 0, attained / np.where(possible > 0, possible, 1.0), 0.0)
+    found["fvu_gap"] = found["fvu_encoder_refit"] - found["fvu_pursuit"]
+    return found
+
+
+def evaluate(
+    inputs: Inputs,
+    output: Path,
+    *,
+    max_proteins: int | None,
+    num_tokens: int,
+    penalty: float | None,
+    tolerance: float,
+    max_iterations: int,
+    num_resamples: int,
+    confidence: float,
+    max_tokens: int,
+    threads: int,
+    seed: int,
+) -> Outcome:
+    """Measure the gap on residues of test proteins.
+
+    Args:
+        inputs: Proteins, SAE and model.
+        output: Folder that gets `per_token.parquet`, `amortisation.csv`, `table.csv` and the figure.
+        max_proteins: A seeded subset of this many test proteins; None for all.
+        num_tokens: Residues, sampled from all of the subset's.
+        penalty: See `amortisation_gap`.
+        tolerance: See `amortisation_gap`.
+        max_iterations: See `amortisation_gap`.
+        num_resamples: Bootstrap resamples.
+        confidence: Coverage of the intervals.
+        max_tokens: Tokens per batch.
+        threads: Batches that are run at once; the numbers do not depend on it.
+        seed: Seed of subset, sample and bootstrap.
+    """
+    sample = sample_residues(
+        inputs, max_proteins=max_proteins, num_tokens=num_tokens, max_tokens=max_tokens, threads=threads, seed=seed
+    )
+    gaps = token_gaps(
+        inputs.sae, sample.x, penalty=penalty, tolerance=tolerance, max_iterations=max_iterations, threads=threads
+    )
+    owners = np.asarray(pd.factorize(sample.table["accession"], sort=True)[0], dtype=np.int64)
+    names = list(gaps.values)
+    found = intervals(
+        group_sums(_sums(gaps), owners),
+        lambda sums: _quantities(sums, names),
+        num_resamples=num_resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+    per_token = sample.table.assign(**{name: value.numpy() for name, value in gaps.values.items()})
+    per_token = per_token.assign(unconverged=per_token["unconverged"] > 0)
+    per_token.to_parquet(output / "per_token.parquet", index=False)
+    table = pd.DataFrame([(name, each.value, each.low, each.high) for name, each in found.items()])
+    table.columns = pd.Index(["quantity", "value", "low", "high"])
+    table.to_csv(output / "amortisation.csv", index=False, float_format="%.6g", lineterminator="\n")
+    _readable(found).to_csv(output / "table.csv", index=False, lineterminator="\n")
+    draw(gaps, found, confidence, output / "figures" / "amortisation.png")
+    metrics: dict[str, float | int] = {
+        "num_tokens": len(sample.x),
+        "num_proteins": int(owners.max()) + 1,
+        "num_unconverged": int(gaps.values["unconverged"].sum()),
+        "penalty": gaps.penalty,
     }
-    means = {
-        name: total / divisors.get(name, divisors["fvu"] if name.startswith("fvu") else len(x))
-        for name, total in sums.items()
+    for name, each in found.items():
+        metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"] = each.value, each.low, each.high
+    return Outcome(metrics, _summary(metrics, found, sample, penalty is None, inputs.sae.config, confidence))
+
+
+def _readable(found: dict[str, Interval]) -> pd.DataFrame:
+    """The table of the report: one row per code."""
+    labels = {
+        "encoder": "the encoder's code",
+        "optimum": "optimum at equal lambda",
+        "encoder_refit": "encoder's atoms, refitted",
+        "optimum_refit": "optimum's atoms, refitted",
+        "pursuit": "matching pursuit, refitted",
     }
-    return AmortisationGap(num_tokens=len(x), penalty=penalty, num_unconverged=unconverged, **means)
+    rows = []
+    for code in CODES:
+        objective = found[f"objective_{code}"].text(1) if f"objective_{code}" in found else ""
+        l0 = found[f"l0_{code.removesuffix('_refit')}"].text(1)
+        rows.append((labels[code], l0, found[f"fvu_{code}"].text(4), objective))
+    return pd.DataFrame(rows, columns=["code", "atoms per residue", "FVU", "objective"])
 
 
-def _penalty_of(l0: float, x: Tensor, atoms: Tensor, lipschitz: float, tolerance: float, max_iterations: int) -> float:
-    """The lambda at which the optimum of targets [N, d] has a mean L0 of `l0`, or comes closest."""
-    highest = float((x @ atoms.T).max())
-    if l0 == 0 or highest <= 0:
-        raise DataError(
-            "the encoder fires on none of the tokens, so no penalty makes the optimum as sparse",
-            where="x",
-            fix="pass a penalty, or activations of the layer that the SAE was trained on",
-        )
-    # In between, L0 falls as lambda grows, all but monotonically: keep the closest of the values tried.
-    low, high = math.log(LOWEST_PENALTY * highest), math.log(highest)
-    # Every solve starts at zero, as the one that is reported does: at a finite gap the support depends on the start.
-    closest, best = math.inf, math.exp(low)
-    for _ in range(BISECTIONS):
-        middle = 0.5 * (low + high)
-        codes = sparse_code(
-            x, atoms, math.exp(middle), tolerance=tolerance, max_iterations=max_iterations, lipschitz=lipschitz
-        ).codes
-        found = float((codes > 0).sum(1).double().mean())
-        if abs(found - l0) < closest:
-            closest, best = abs(found - l0), math.exp(middle)
-        if closest <= L0_TOLERANCE * l0:
-            break
-        low, high = (middle, high) if found > l0 else (low, middle)
-    return best
+def _summary(
+    metrics: dict[str, float | int],
+    found: dict[str, Interval],
+    sample: ResidueSample,
+    matched: bool,
+    config: SaeConfig,
+    confidence: float,
+) -> str:
+    how = "at which the optimum is as sparse as the encoder" if matched else "as given"
+    gap = found["fvu_gap"]
+    if gap.low > 0:
+        verdict = "the pursuit chooses better atoms than the encoder"
+    elif gap.high < 0:
+        verdict = "the encoder chooses better atoms than the pursuit, which is greedy and no bound"
+    else:
+        verdict = "the two choices do not differ beyond the interval"
+    short = f" {metrics['num_unconverged']:,} of them did not reach the duality gap." * (metrics["num_unconverged"] > 0)
+    return (
+        f"On {metrics['num_tokens']:,} residues of {metrics['num_proteins']:,} test proteins (a sample of "
+        f"{sample.num_residues:,}) the {config.architecture} encoder is compared with sparse coding on its own "
+        f"decoder.{short} At equal lambda ({metrics['penalty']:.4g}, {how}) its objective is "
+        f"{100 * found['excess'].value:.1f} % [{100 * found['excess'].low:.1f}, {100 * found['excess'].high:.1f}] "
+        f"above the optimum, and it attains {100 * found['attained'].value:.1f} % "
+        f"[{100 * found['attained'].low:.1f}, {100 * found['attained'].high:.1f}] of the decrease that is possible. At "
+        f"equal L0 ({found['l0_encoder'].value:.1f} atoms per residue), both refitted by least squares, the FVU is "
+        f"{found['fvu_encoder_refit'].text(4)} on the encoder's atoms and {found['fvu_pursuit'].text(4)} on those of "
+        f"orthogonal matching pursuit; the gap is {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]: {verdict}. The "
+        f"SAE as it is has {found['fvu_encoder'].text(4)}. Brackets: {confidence:.0%} bootstrap intervals over "
+        "proteins."
+    )

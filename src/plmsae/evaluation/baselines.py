@@ -1,28 +1,29 @@
 """Baselines fitted to activations: `pca`, `ica` and `random`, each a `SparseAutoencoder` with measured maxima.
 
-They take raw activations, as a folded SAE does, and belong to the same PLM, revision, layer and hook. `neurons` are
-made in `units.py`.
+They take raw activations, as a folded SAE does, and belong to the same PLM, revision, layer and hook.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plmsae.activations.blocks import BlockStore
-from plmsae.errors import DataError, UserError, did_you_mean
+from plmsae.errors import DataError, UserError
 from plmsae.evaluation.inputs import Inputs
+from plmsae.plms.parallel import ordered_map
 from plmsae.saes import SaeConfig, build
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.components import ICA, PCA
 
-BASELINES = ("ica", "pca", "random")
+METHODS = ("sae", "neurons", "pca", "ica", "random")
 ROWS_AT_ONCE = 16_384
-ICA_ROWS = 50_000
 # Eigenvalues below this share of the largest are rounding errors of fp32 activations: whitening would blow them up.
 NO_VARIANCE = 1e-10
 
@@ -99,13 +100,14 @@ def fit_ica(
     """
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
     rows = _checked(x, like)
     m = like.d_model if num_components is None else num_components
     config = _config("ica", like, m, k, {})  # refuses sizes that do not fit before any time is spent
-    variances = (
-        torch.linalg.eigvalsh(torch.cov(rows.T).reshape(like.d_model, -1)) if len(rows) > 1 else rows.new_zeros(1)
-    )
+    mean = rows.mean(0) if len(rows) else rows.new_zeros(like.d_model)
+    centred = rows - mean
+    variances, vectors = torch.linalg.eigh(centred.T @ centred / max(len(rows), 1))
     rank = int((variances > NO_VARIANCE * variances[-1]).sum())
     if rank < m:
         raise DataError(
@@ -113,16 +115,20 @@ def fit_ica(
             where="rows",
             fix="pass more rows, or ask for fewer components",
         )
-    model = FastICA(
-        m, whiten="unit-variance", whiten_solver="eigh", random_state=seed, max_iter=max_iterations, tol=1e-4
-    )
-    with warnings.catch_warnings(record=True) as caught:
+    # Whitened in fp64, rotated in fp32: the rotation takes all the time, and does not amplify what it rounds.
+    scales, directions = variances[-m:].flip(0).sqrt()[:, None], vectors[:, -m:].T.flip(0)
+    white = (centred @ (directions / scales).T).float()
+    model = FastICA(m, whiten=False, random_state=seed, max_iter=max_iterations, tol=1e-5)
+    # On one core: the bytes must not depend on how many there are, and more of them hardly help.
+    with warnings.catch_warnings(record=True) as caught, threadpool_limits(1):
         warnings.simplefilter("always")
-        model.fit(rows.numpy())
+        model.fit(white.numpy())
     converged = not any(issubclass(item.category, ConvergenceWarning) for item in caught)
     training = {"rows": len(rows), "seed": seed, "iterations": int(model.n_iter_), "converged": converged}
     sae = ICA(config.replace(training=training))
-    unmixing, mixing, mean = (torch.from_numpy(part) for part in (model.components_, model.mixing_.T, model.mean_))
+    left, _, right = torch.linalg.svd(torch.from_numpy(model.components_).double())
+    rotation = left @ right  # the nearest one that is exactly orthogonal
+    unmixing, mixing = rotation @ (directions / scales), rotation @ (directions * scales)
     sae.set_components(unmixing, mixing, mean)
     return sae
 
@@ -143,50 +149,102 @@ def random_dictionary(like: SaeConfig, center: Tensor, *, k: int | None = None, 
     return sae
 
 
-@torch.no_grad()
-def measure_maxima(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> None:
-    """Set `latent_max` [n] to the largest value of each latent on some rows."""
-    highest = torch.zeros_like(sae.latent_max)
-    for rows in batches:
-        indices, values = sae.encode_sparse(rows)
-        highest.scatter_reduce_(0, indices.flatten(), values.flatten(), reduce="amax")
-    sae.latent_max.copy_(highest)
+@dataclass(frozen=True)
+class Fitted:
+    """The SAE and its baselines, all with maxima over the same rows.
+
+    Attributes:
+        methods: Name -> units: `sae`, `neurons`, `pca`, `ica`, `random`, in this order. PCA, ICA and neurons keep all
+            their coordinates.
+        num_rows: Training rows that everything was fitted to and measured on.
+        ica_rows: How many of them ICA was fitted to.
+        k: Latents that the SAE uses on one of these rows, rounded: the budget of the comparison at equal L0. `random`
+            keeps as many.
+    """
+
+    methods: dict[str, SparseAutoencoder]
+    num_rows: int
+    ica_rows: int
+    k: int
 
 
-def baseline(name: str, inputs: Inputs, *, num_components: int | None = None, seed: int = 0) -> SparseAutoencoder:
-    """A baseline fitted to the training rows of a store, ready to be scored like the SAE (`Units`).
-
-    PCA is fitted to, and all maxima are taken over, as many (shuffled) rows as the SAE's maxima were; ICA is fitted to
-    at most 50 000 of them.
+def fit_baselines(
+    inputs: Inputs,
+    *,
+    num_rows: int | None,
+    ica_rows: int,
+    ica_components: int | None,
+    ica_iterations: int,
+    threads: int,
+    seed: int,
+) -> Fitted:
+    """Fit every baseline to training rows of the store, which are shuffled, and measure all maxima on them.
 
     Args:
-        name: `pca`, `ica` or `random`.
         inputs: The SAE to compare with, and its store.
-        num_components: Components of PCA and ICA, d if not given; ICA's time grows with its cube.
+        num_rows: Rows; as many as the SAE's maxima were taken over if not given.
+        ica_rows: The most of them that ICA is fitted to.
+        ica_components: Components of ICA, d if not given; its time grows with their cube.
+        ica_iterations: The most iterations of FastICA.
+        threads: Baselines that are fitted at once, on one core each; the numbers do not depend on it.
         seed: Seed of ICA's start and of the random atoms.
 
     Raises:
-        UserError: There is no such baseline, or the number of components does not fit.
+        UserError: The number of components does not fit.
         DataError: The rows do not suffice.
     """
-    like = inputs.sae.config
-    if name not in BASELINES:
-        raise UserError(f"unknown baseline '{name}'", where="baselines", fix=did_you_mean(name, BASELINES))
-    sae: SparseAutoencoder
-    if name == "pca":
-        sae = fit_pca(_training_rows(inputs), like, num_components=num_components)
-    elif name == "ica":
-        sae = fit_ica(torch.cat(list(_training_rows(inputs, ICA_ROWS))), like, num_components=num_components, seed=seed)
-    else:
-        sae = random_dictionary(like, inputs.mean, seed=seed)
-    measure_maxima(sae, _training_rows(inputs))
-    return sae
+    batches = list(_training_rows(inputs, num_rows))
+    like, d = inputs.sae.config, inputs.sae.config.d_model
+    sae = copy.deepcopy(inputs.sae)
+    k = max(1, round(_measure(sae, batches)))
+    m = d if ica_components is None else ica_components
+    some = torch.cat(batches)[:ica_rows]
+
+    def neurons() -> SparseAutoencoder:
+        config = like.replace(
+            architecture="neurons", dictionary_size=2 * d, k=d, options={}, training={}, normaliser=_raw(like)
+        )
+        found = build(config)
+        found.initialise(torch.Generator().manual_seed(0), center=inputs.mean)
+        return found
+
+    fits: dict[str, Callable[[], SparseAutoencoder]] = {
+        "ica": lambda: fit_ica(some, like, num_components=m, k=m, seed=seed, max_iterations=ica_iterations),
+        "random": lambda: random_dictionary(like, inputs.mean, k=min(k, like.dictionary_size), seed=seed),
+        "pca": lambda: fit_pca(batches, like, k=d),
+        "neurons": neurons,
+    }
+
+    def run(name: str) -> SparseAutoencoder:
+        found = fits[name]()
+        measure_maxima(found, batches)
+        return found
+
+    found = {"sae": sae, **dict(zip(fits, ordered_map(run, fits, threads)))}
+    return Fitted({name: found[name] for name in METHODS}, sum(map(len, batches)), len(some), k)
 
 
-def _training_rows(inputs: Inputs, most: int | None = None) -> Iterator[Tensor]:
+def measure_maxima(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> None:
+    """Set `latent_max` [n] to the largest value of each latent on some rows."""
+    _measure(sae, batches)
+
+
+@torch.no_grad()
+def _measure(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> float:
+    """Set `latent_max`, and return the mean number of latents above zero."""
+    highest, num_active, num_rows = torch.zeros_like(sae.latent_max), 0, 0
+    for rows in batches:
+        indices, values = sae.encode_sparse(rows)
+        highest.scatter_reduce_(0, indices.flatten(), values.flatten(), reduce="amax")
+        num_active += int((values > 0).sum())
+        num_rows += len(rows)
+    sae.latent_max.copy_(highest)
+    return num_active / max(num_rows, 1)
+
+
+def _training_rows(inputs: Inputs, most: int | None) -> Iterator[Tensor]:
     store = BlockStore(inputs.store, "train")
-    left = int(inputs.sae.config.training.get("latent_max_rows", store.num_rows))
-    left = left if most is None else min(left, most)
+    left = int(inputs.sae.config.training.get("latent_max_rows", store.num_rows)) if most is None else most
     for rows in store.rows(ROWS_AT_ONCE):
         yield rows[:left]
         left -= min(left, len(rows))

@@ -24,11 +24,11 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Tested:
-    """Test scores of one predictor per concept.
+    """Test scores of S predictors, one per concept unless said otherwise.
 
     Attributes:
-        scores: [C] on the test proteins.
-        samples: [num_resamples, C] F1 in each resample; NaN where a resample has no instance of the concept.
+        scores: [S] on the test proteins.
+        samples: [num_resamples, S] F1 in each resample; NaN where a resample has no instance of the concept.
     """
 
     scores: Scores
@@ -51,18 +51,27 @@ class Difference:
 
 
 def score_rows(
-    rows: RowCounts, labels: Labels, owners: NDArray[np.int64], residue_level: NDArray[np.bool_], how: Resampling
+    rows: RowCounts,
+    labels: Labels,
+    owners: NDArray[np.int64],
+    residue_level: NDArray[np.bool_],
+    how: Resampling,
+    concepts: NDArray[np.int64] | None = None,
 ) -> Tested:
-    """Score one predictor per concept from counts per sequence.
+    """Score predictors from counts per sequence.
 
     Args:
-        rows: Counts [num_rows, C].
+        rows: Counts [num_rows, S].
         labels: Labels of the rows.
         owners: [num_rows] protein of each row, the unit of the bootstrap.
         residue_level: [C] true where recall counts residues.
         how: Resamples.
+        concepts: [S] the concept of each predictor; if not given, one predictor per concept, in order.
     """
-    parts = (rows.true_positives, rows.hits, rows.active, labels.residues_per_row(), labels.instances_per_row())
+    of = slice(None) if concepts is None else concepts
+    residue_level = residue_level[of]
+    wanted = (labels.residues_per_row()[:, of], labels.instances_per_row()[:, of])
+    parts = (rows.true_positives, rows.hits, rows.active, *wanted)
     by_protein = np.stack([group_sums(part, owners) for part in parts], axis=1)  # [P, 5, C]
     total = by_protein.sum(axis=0)
     samples = resampled_sums(by_protein, how.num_resamples, how.seed)

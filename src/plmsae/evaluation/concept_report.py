@@ -70,13 +70,13 @@ def report(
     letters = by_name["residue"].tested
     over_letters = {r.name: difference(r.tested, letters, how.confidence) for r in results if r.name != "residue"}
     over_neurons = difference(by_name["sae"].tested, by_name["neurons"].tested, how.confidence)
-    table = _concept_table(data, results, over_letters, how)
-    _write(table, output / "concepts")
+    table = concept_table(data, results, over_letters, how)
+    write_table(table, output / "concepts")
     latents = pd.DataFrame(best)
     latents["threshold"] = np.asarray(thresholds)[latents["threshold"]]
     latents["f1_residue"] = letters.scores.f1[latents["concept"]]
     latents["concept"] = data.table["concept"].to_numpy()[latents["concept"]]
-    _write(latents[list(LATENT_COLUMNS)], output / "latents")
+    write_table(latents[list(LATENT_COLUMNS)], output / "latents")
     means = {result.name: mean_interval(result.tested, how.confidence) for result in results}
     f1 = {result.name: result.tested.scores.f1 for result in results}
     ranks = pd.DataFrame({"rank": np.arange(1, len(data.concepts) + 1)} | {k: -np.sort(-v) for k, v in f1.items()})
@@ -88,8 +88,8 @@ def report(
 
 def nothing_to_score(data: ConceptData, output: Path, min_instances: int, min_proteins: int) -> Outcome:
     """The result where no concept is frequent enough, e.g. for sequences without annotations."""
-    _write(pd.DataFrame(columns=["concept", "method"]), output / "concepts")
-    _write(pd.DataFrame(columns=list(LATENT_COLUMNS)), output / "latents")
+    write_table(pd.DataFrame(columns=["concept", "method"]), output / "concepts")
+    write_table(pd.DataFrame(columns=list(LATENT_COLUMNS)), output / "latents")
     pd.DataFrame(columns=["rank", "sae", "neurons", "residue"]).to_csv(output / "f1_by_rank.csv", index=False)
     summary = (
         f"No concept could be evaluated: none of the {len(data.left_out):,} that occur has {min_instances} annotations "
@@ -99,12 +99,13 @@ def nothing_to_score(data: ConceptData, output: Path, min_instances: int, min_pr
     return Outcome({"num_concepts": 0, "num_concepts_left_out": len(data.left_out)}, summary)
 
 
-def _write(table: pd.DataFrame, stem: Path) -> None:
+def write_table(table: pd.DataFrame, stem: Path) -> None:
+    """Write a table as Parquet and as CSV."""
     table.to_parquet(stem.with_suffix(".parquet"), index=False)
     table.to_csv(stem.with_suffix(".csv"), index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _concept_table(
+def concept_table(
     data: ConceptData, results: Sequence[MethodResult], over_letters: Mapping[str, Difference], how: Resampling
 ) -> pd.DataFrame:
     """One row per concept and method; concepts in order of name."""

@@ -15,17 +15,16 @@ import numpy as np
 
 from plmsae.evaluation import concept_data
 from plmsae.evaluation.concept_compare import Resampling, score_rows
-from plmsae.evaluation.concept_data import ConceptData, Split
+from plmsae.evaluation.concept_data import ConceptData
 from plmsae.evaluation.concept_report import MethodResult, nothing_to_score, report
-from plmsae.evaluation.counts import ConceptCounter, Counts, RowCounts, count_rows
+from plmsae.evaluation.counts import RowCounts, count_rows
 from plmsae.evaluation.inputs import Inputs, Outcome
-from plmsae.evaluation.residue_labels import Labels, Sparse
+from plmsae.evaluation.passes import Predictors, run_split
 from plmsae.evaluation.residue_letters import letter_codes, letters_text, select_letters
-from plmsae.evaluation.scores import NO_LATENT, Selection, best_concepts, confirmed_pairs, score_counts, select
-from plmsae.evaluation.units import Units, neurons, predicted
-from plmsae.plms.parallel import ordered_map
-from plmsae.progress import Progress
+from plmsae.evaluation.scores import NO_LATENT, best_concepts, confirmed_pairs, score_counts, select
+from plmsae.evaluation.units import Units, neurons
 
+_TITLE = "evaluate@concepts"
 F1_BOUND = 0.5  # InterPLM's bound for a latent that "has" a concept
 
 
@@ -76,15 +75,17 @@ def evaluate(
     residues_valid, instances_valid = data.valid.labels.num_residues_of(), data.valid.labels.num_instances_of()
     residues_test, instances_test = data.test.labels.num_residues_of(), data.test.labels.num_instances_of()
 
-    counts, _ = _count(inputs, data.valid, methods, thresholds, None, threads)
-    f1_valid = [score_counts(each, residues_valid, instances_valid, data.residue_level).f1 for each in counts]
+    valid = run_split(inputs, data.valid, methods, thresholds, title=_TITLE, threads=threads)
+    f1_valid = [score_counts(each, residues_valid, instances_valid, data.residue_level).f1 for each in valid.counts]
+    del valid  # counts are as large as the F1 they became
     selections = [select(f1) for f1 in f1_valid]
-    counts, rows = _count(inputs, data.test, methods, thresholds, selections, threads)
-    f1_test = [score_counts(each, residues_test, instances_test, data.residue_level).f1 for each in counts]
-    del counts
+    predictors = [Predictors.of(selection) for selection in selections]
+    test = run_split(inputs, data.test, methods, thresholds, title=_TITLE, threads=threads, predictors=predictors)
+    f1_test = [score_counts(each, residues_test, instances_test, data.residue_level).f1 for each in test.counts]
+    test.counts.clear()
 
     results = []
-    for method, selection, valid, test, counted in zip(methods, selections, f1_valid, f1_test, rows, strict=True):
+    for method, selection, found, again, counted in zip(methods, selections, f1_valid, f1_test, test.rows, strict=True):
         some = selection.latents != NO_LATENT
         results.append(
             MethodResult(
@@ -94,48 +95,15 @@ def evaluate(
                 thresholds=np.where(some, np.asarray(thresholds)[selection.thresholds], np.nan),
                 f1_valid=selection.f1,
                 tested=score_rows(counted, data.test.labels, data.test.owners, data.residue_level, how),
-                pairs=confirmed_pairs(valid, test, F1_BOUND),
+                pairs=confirmed_pairs(found, again, F1_BOUND),
             )
         )
-    results.append(_residue_letters(data, how))
+    results.append(residue_letters(data, how))
     best = best_concepts(f1_valid[0], f1_test[0], concepts_per_latent)
     return report(data, results, best, thresholds, how, inputs.sae.config, output)
 
 
-def _count(
-    inputs: Inputs,
-    split: Split,
-    methods: Sequence[Units],
-    thresholds: Sequence[float],
-    selections: Sequence[Selection] | None,
-    threads: int,
-) -> tuple[list[Counts], list[RowCounts]]:
-    """One pass over a split: counts of all units and, where selections are given, of the selected per sequence."""
-    num_concepts = split.labels.num_concepts
-    counters = [ConceptCounter(num_concepts, method.num_units, thresholds) for method in methods]
-    rows: list[list[RowCounts]] = [[] for _ in methods]
-    sequences, accessions = split.proteins["sequence"].tolist(), split.proteins["accession"].tolist()
-    config = inputs.sae.config
-
-    def run(batch: tuple[int, int]) -> tuple[Labels, list[Sparse]]:
-        first, last = batch
-        tokens = inputs.plm.tokenize(sequences[first:last], accessions[first:last])
-        x = inputs.plm.hidden(tokens, config.layer, config.hook)
-        return split.labels.batch(first, last), [method.activations(x) for method in methods]
-
-    with Progress("evaluate@concepts", split.labels.num_residues, "residues") as progress:
-        for labels, found in ordered_map(run, pairwise(split.batches.tolist()), threads):
-            for number, activations in enumerate(found):
-                counters[number].add(activations, labels)
-                if selections is not None:
-                    marked = predicted(activations, selections[number], counters[number].thresholds)
-                    rows[number].append(count_rows(marked, np.arange(num_concepts), labels))
-            progress.update(labels.num_residues)
-    joined = [RowCounts.concatenate(pieces) for pieces in rows] if selections is not None else []
-    return [counter.result() for counter in counters], joined
-
-
-def _residue_letters(data: ConceptData, how: Resampling) -> MethodResult:
+def residue_letters(data: ConceptData, how: Resampling) -> MethodResult:
     """The predictor that sees only the letter, selected and tested like the others."""
     every = np.arange(len(data.concepts))
     chosen = select_letters(letter_codes(data.valid.proteins["sequence"]), data.valid.labels, data.residue_level)

@@ -138,6 +138,10 @@ class RowCounts:
     hits: NDArray[np.int64]
     active: NDArray[np.int64]
 
+    def columns(self, which: slice) -> RowCounts:
+        """Counts of some of the predictors."""
+        return RowCounts(self.true_positives[:, which], self.hits[:, which], self.active[:, which])
+
     @classmethod
     def concatenate(cls, pieces: Sequence[RowCounts]) -> RowCounts:
         """Counts of consecutive batches as one."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
@@ -17,7 +16,6 @@ from plmsae.activations.blocks import BlockStore
 from plmsae.errors import DataError
 from plmsae.evaluation.inputs import Inputs
 from plmsae.evaluation.residue_labels import Sparse
-from plmsae.evaluation.scores import NO_LATENT, Selection
 from plmsae.saes import build
 from plmsae.saes.base import SparseAutoencoder
 
@@ -60,19 +58,26 @@ class Units:
         return f"latent {unit}"
 
     @torch.no_grad()
-    def activations(self, x: Tensor) -> Sparse:
-        """Normalised activations [R, n], CSR fp32, of hidden states [R, d_model].
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `encode_sparse` returns for hidden states [R, d_model]: values in the units' own scale."""
+        return self.sae.encode_sparse(x)
+
+    def normalised(self, indices: Tensor, values: Tensor) -> Sparse:
+        """Normalised activations [R, n], CSR fp32, of what `encode` returned.
 
         1 is the largest value on the reference set. A unit that was silent there stays 0: it has no scale.
         """
-        indices, values = (part.numpy() for part in self.sae.encode_sparse(x))
-        highest = self.sae.latent_max.numpy()[indices]
-        normalised = np.divide(values, highest, out=np.zeros_like(values), where=highest > 0)
+        highest = self.sae.latent_max.numpy()[indices.numpy()]
+        normalised = np.divide(values.numpy(), highest, out=np.zeros_like(highest), where=highest > 0)
         num_rows, per_row = indices.shape
         pointers = np.arange(0, num_rows * per_row + 1, per_row)
         return sparse.csr_matrix(
-            (normalised.reshape(-1), indices.reshape(-1), pointers), shape=(num_rows, self.num_units)
+            (normalised.reshape(-1), indices.numpy().reshape(-1), pointers), shape=(num_rows, self.num_units)
         )
+
+    def activations(self, x: Tensor) -> Sparse:
+        """Normalised activations [R, n], CSR fp32, of hidden states [R, d_model]."""
+        return self.normalised(*self.encode(x))
 
 
 def neurons(inputs: Inputs) -> SparseAutoencoder:
@@ -97,20 +102,3 @@ def neurons(inputs: Inputs) -> SparseAutoencoder:
             break
     baseline.latent_max.copy_(torch.cat([high - inputs.mean, inputs.mean - low]).clamp_min(0))
     return baseline
-
-
-def predicted(activations: Sparse, selection: Selection, thresholds: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Residues that the selected unit of each concept marks.
-
-    Args:
-        activations: [R, n] CSR, normalised.
-        selection: Unit and threshold of each of C concepts.
-        thresholds: [T].
-
-    Returns:
-        [R, C]; false throughout for a concept without a unit.
-    """
-    some = selection.latents != NO_LATENT
-    columns = activations[:, np.where(some, selection.latents, 0)].toarray()
-    marked: NDArray[np.bool_] = (columns > thresholds[selection.thresholds]) & some
-    return marked

@@ -86,7 +86,9 @@ def short_description(evidence: Evidence, config: SaeConfig) -> str:
 
 def _summary(evidence: Evidence, evaluation: str) -> str:
     path = evidence.folders[evaluation] / "summary.md"
-    return f"**{evaluation}.** {path.read_text(encoding='utf-8').strip()}" if path.is_file() else ""
+    text = f"**{evaluation}.** {path.read_text(encoding='utf-8').strip()}" if path.is_file() else ""
+    header, rows = evidence.readable_table(evaluation)
+    return "\n\n".join(part for part in (text, _table(header, rows)) if part)
 
 
 def _data_rows(evidence: Evidence, source: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from plmsae.artifacts.checksums import sha256_bytes, sha256_file
 from plmsae.artifacts.manifest import Manifest, manifest_sha256
+from plmsae.errors import DataError
 from plmsae.params import canonical_json, params_sha256
 from plmsae.registry.json_files import read_json
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from plmsae.saes.config import SaeConfig
 
 WEIGHTS = "sae.safetensors"
+READABLE = "table.csv"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,22 @@ class Evidence:
             for source, folder in sources.items()
             for name, value in read_json(folder / "metrics.json").items()
         }
+
+    def readable_table(self, evaluation: str) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the table that an evaluation wrote for people (`table.csv`); empty if it wrote none.
+
+        Raises:
+            DataError: The table cannot be read.
+        """
+        path = self.folders[evaluation] / READABLE
+        if not path.is_file():
+            return [], []
+        try:
+            with path.open(newline="", encoding="utf-8") as handle:
+                header, *rows = list(csv.reader(handle))
+        except (OSError, ValueError, csv.Error) as error:
+            raise DataError("the table cannot be read", where=str(path), fix="dvc repro evaluate") from error
+        return header, rows
 
     def tags(self, config: SaeConfig) -> dict[str, str]:
         """What the version's tags say about where it comes from (git is added by the caller)."""

@@ -103,8 +103,8 @@ def decide(candidate: Registered, champion: Registered | None, gates: Gates) -> 
     reasons = [check.text() for check in checks if not check.passed]
     if champion is not None and not comparable and gates.other_evaluation == "refuse":
         reasons.append(
-            f"the champion (version {champion.version}) was evaluated on other data or settings, so the two cannot be "
-            "compared (promote.other_evaluation: accept promotes on the limits alone)"
+            f"the champion (version {champion.version}) was {_other_evaluation(candidate, champion)}, so the two "
+            "cannot be compared (promote.other_evaluation: accept promotes on the limits alone)"
         )
     promoted = not reasons
     return Decision(
@@ -116,6 +116,16 @@ def decide(candidate: Registered, champion: Registered | None, gates: Gates) -> 
         checks=checks,
         gates_sha256=params_sha256(gates),
     )
+
+
+def _other_evaluation(candidate: Registered, champion: Registered) -> str:
+    """What sets the champion's evaluation apart, as far as its metrics say."""
+    ours, theirs = ({name.partition(".")[0] for name in version.metrics} for version in (candidate, champion))
+    if ours - theirs:
+        return f"registered without the evaluation {', '.join(sorted(ours - theirs))}"
+    if theirs - ours:
+        return f"registered with the evaluation {', '.join(sorted(theirs - ours))} as well"
+    return "evaluated on other data or settings"
 
 
 def _taken_down(version: Registered) -> str:

@@ -78,6 +78,7 @@ def _evaluation(evidence: Evidence, evaluation: str, num_concepts: int) -> str:
         *_summaries(evidence, (evaluation,)),
         _fidelity_table(folder / _FIDELITY_FILE),
         _concept_table(folder, num_concepts),
+        _readable_table(evidence, evaluation),
         figures(sorted((folder / "figures").glob("*.png"))),
     )
 
@@ -128,6 +129,15 @@ def _concept_table(folder: Path, count: int) -> str:
         note=True,
     )
     return table(header, rows, numeric=(1, 2, 3, 4), best=best) + "\n" + note
+
+
+def _readable_table(evidence: Evidence, evaluation: str) -> str:
+    """What the evaluation wrote for people; cells with a digit are numbers."""
+    header, rows = evidence.readable_table(evaluation)
+    if not rows:
+        return ""
+    numeric = [place for place in range(len(header)) if any(row[place][:1].isdigit() for row in rows)]
+    return table(header, rows, numeric=numeric)
 
 
 def _lineage(evidence: Evidence, config: SaeConfig) -> str:

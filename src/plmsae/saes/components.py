@@ -73,6 +73,9 @@ class Components(SparseAutoencoder):
     def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class: of each component the latent on x's side of the mean."""
         scores = (self.encoder_input(x) - self.b_dec) @ self.encoder.T
+        if self.config.k == self.num_components:
+            components = torch.arange(self.num_components, device=scores.device).expand_as(scores)
+            return components + self.num_components * (scores < 0), scores.abs()
         components = scores.abs().topk(self.config.k, dim=1, sorted=False).indices
         kept = scores.gather(1, components)
         return components + self.num_components * (kept < 0), kept.abs()

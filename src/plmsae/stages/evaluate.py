@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from plmsae.params import Params
 from plmsae.stages.spec import Input, Plot, Resources, Stage, StageContext, StageResult
@@ -57,9 +57,87 @@ class ConceptsParams(EvaluationParams):
     @field_validator("thresholds")
     @classmethod
     def _ascending(cls, value: list[float]) -> list[float]:
-        if value[0] < 0 or value[-1] >= 1 or any(low >= high for low, high in pairwise(value)):
-            raise ValueError(f"thresholds must ascend from at least 0 to below 1, not {value}")
-        return value
+        return ascending("thresholds", value)
+
+
+class BaselinesParams(EvaluationParams):
+    """Parameters of `evaluate@baselines`."""
+
+    max_proteins: int | None = Field(
+        300, ge=1, description="Size of the seeded subset of the validation and of the test proteins; null takes all."
+    )
+    fit_rows: int | None = Field(
+        65_536,
+        ge=2,
+        description="Training residues that baselines are fitted to and that all maxima, the SAE's too, are taken "
+        "over; null: as many as the SAE's maxima in its file.",
+    )
+    ica_rows: int = Field(16_384, ge=2, description="The most of them that ICA is fitted to.")
+    ica_components: int | None = Field(
+        None, ge=1, description="Components of ICA; null: as many as dimensions. Its time grows with their cube."
+    )
+    ica_iterations: int = Field(
+        50, ge=1, le=10_000, description="The most iterations of FastICA; the result says whether it had converged."
+    )
+    min_instances: int = Field(
+        25,
+        ge=1,
+        description="Annotations that a concept needs in each of validation and test to be scored, and active "
+        "annotated residues that a unit needs to have an effective number of concepts.",
+    )
+    min_proteins: int = Field(5, ge=1, description="Proteins with such an annotation, or such residues, that it needs.")
+    thresholds: list[float] = Field(
+        [0.0, 0.15, 0.5, 0.6, 0.8],
+        min_length=1,
+        max_length=32,
+        description="Ascending thresholds on activations divided by the unit's maximum; active is above (InterPLM).",
+    )
+    f1_bounds: list[float] = Field(
+        [0.1, 0.2, 0.3, 0.5],
+        min_length=1,
+        max_length=16,
+        description="Ascending bounds: a unit has a concept if its F1 is above, on validation and on test, and above "
+        "the residue letters' (InterPLM: 0.5).",
+    )
+
+    @field_validator("thresholds", "f1_bounds")
+    @classmethod
+    def _ascending(cls, value: list[float], info: ValidationInfo) -> list[float]:
+        return ascending(str(info.field_name), value)
+
+
+class AmortisationParams(EvaluationParams):
+    """Parameters of `evaluate@amortisation`."""
+
+    max_proteins: int | None = Field(
+        100, ge=1, description="Size of the seeded subset of the test proteins; null takes all."
+    )
+    num_tokens: int = Field(
+        256, ge=2, le=10_000_000, description="Residues, a seeded sample of all residues of these proteins."
+    )
+    penalty: float | None = Field(
+        None,
+        gt=0.0,
+        description="Penalty lambda of the comparison at equal lambda (unit atoms, half the squared error); null: the "
+        "one at which the optimum is as sparse as the encoder.",
+    )
+    tolerance: float = Field(
+        1e-3, gt=0.0, lt=1.0, description="Duality gap at which a residue's optimum is found, as a share of F(0)."
+    )
+    max_iterations: int = Field(
+        5000, ge=1, description="The most FISTA steps per residue; residues that need more are counted in the result."
+    )
+
+
+def ascending(name: str, value: list[float]) -> list[float]:
+    """The list itself, if it ascends in [0, 1).
+
+    Raises:
+        ValueError: It does not.
+    """
+    if value[0] < 0 or value[-1] >= 1 or any(low >= high for low, high in pairwise(value)):
+        raise ValueError(f"{name} must ascend from at least 0 to below 1, not {value}")
+    return value
 
 
 _INPUTS = (
@@ -108,6 +186,36 @@ STAGES = (
             ),
         ),
     ),
+    Stage(
+        id="evaluate@baselines",
+        summary="Compare the SAE with neurons, PCA, ICA and random directions by one protocol",
+        params=BaselinesParams,
+        inputs=_INPUTS,
+        kind="result",
+        run="plmsae.stages.evaluate:run_baselines",
+        code=_CODE,
+        resources=Resources(cpu=4, memory_gib=16),
+        tracked=True,
+        plots=(
+            Plot(
+                file="fvu_by_budget.csv",
+                x="active",
+                y=("sae", "pca", "ica", "neurons", "random"),
+                title="FVU by number of active units",
+            ),
+        ),
+    ),
+    Stage(
+        id="evaluate@amortisation",
+        summary="Compare the encoder's codes with sparse coding on its own decoder",
+        params=AmortisationParams,
+        inputs=_INPUTS,
+        kind="result",
+        run="plmsae.stages.evaluate:run_amortisation",
+        code=_CODE,
+        resources=Resources(cpu=4, memory_gib=8),
+        tracked=True,
+    ),
 )
 
 
@@ -129,6 +237,26 @@ def run_concepts(context: StageContext) -> StageResult:
         DataError: A corrupted input, an empty split, or an annotation outside its sequence.
     """
     return _run("concepts", context)
+
+
+def run_baselines(context: StageContext) -> StageResult:
+    """Write `concepts_by_method`, `fvu` (Parquet and CSV), `units.parquet`, `table.csv`, `figures/baselines.png`.
+
+    Raises:
+        UserError: The SAE belongs to another PLM, revision, layer or hook than the activation store.
+        DataError: A corrupted input, an empty split, or activations that a baseline cannot be fitted to.
+    """
+    return _run("baselines", context)
+
+
+def run_amortisation(context: StageContext) -> StageResult:
+    """Write `per_token.parquet`, `amortisation.csv`, `table.csv` and `figures/amortisation.png`.
+
+    Raises:
+        UserError: The SAE belongs to another PLM, revision, layer or hook than the activation store.
+        DataError: A corrupted input, an empty test split, or an encoder that fires on nothing.
+    """
+    return _run("amortisation", context)
 
 
 def _run(name: str, context: StageContext) -> StageResult:

@@ -28,6 +28,8 @@ STAGE = Stage(
         Input("sae", "sae", "train_sae"),
         Input("fidelity", "result", "evaluate@fidelity"),
         Input("concepts", "result", "evaluate@concepts"),
+        Input("baselines", "result", "evaluate@baselines"),
+        Input("amortisation", "result", "evaluate@amortisation"),
     ),
     kind="registration",
     run="plmsae.stages.register:run",
