@@ -93,9 +93,9 @@ def our_step(architecture: str, kernel: str, arguments: argparse.Namespace, batc
 
 
 def our_sae(architecture: str, arguments: argparse.Namespace) -> SparseAutoencoder:
-    """The same weights at every call."""
+    """The same weights at every call; the dead latents are positive, but too small to be selected."""
     options = {"reduction": "dictionary_learning"} if architecture == "matryoshka" else {}
-    return build(
+    sae = build(
         SaeConfig(
             architecture=architecture,
             d_model=arguments.d,
@@ -109,6 +109,9 @@ def our_sae(architecture: str, arguments: argparse.Namespace) -> SparseAutoencod
             options=options,
         )
     )
+    with torch.no_grad():
+        sae.W_enc[: arguments.dead].mul_(0.1)
+    return sae
 
 
 def install(folder: Path) -> bool:
