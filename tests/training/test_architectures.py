@@ -11,7 +11,7 @@ import torch
 from plmsae.saes import build, save, trainable_architectures
 from plmsae.training.center import geometric_median
 from plmsae.training.checkpoint import latest_checkpoint
-from plmsae.training.export import prefix_fvu
+from plmsae.training.export import held_out
 from plmsae.training.loop import Trained, train
 from plmsae.training.module import SaeModule
 from tests.training.streams import Rows, activations, small_config, small_settings
@@ -96,9 +96,9 @@ def test_a_finished_training_is_not_calibrated_or_trained_again(tmp_path: Path) 
 def test_prefixes_of_a_matryoshka_get_better_and_end_at_the_whole(tmp_path: Path) -> None:
     sae = run("matryoshka", tmp_path).sae
     source = Rows(activations(2000, seed=1), 256)
-    found = prefix_fvu(sae, source, 1000)  # type: ignore[arg-type]
-    assert list(found) == ["fvu_prefix_1", "fvu_prefix_2", "fvu_prefix_3"]
-    first, second, last = found.values()
+    found = held_out(sae, source, 1000).compute()
+    first, second, last = (found[f"fvu_prefix_{number}"] for number in (1, 2, 3))
+    assert "fvu_prefix_4" not in found
     assert 1 > first > second > last
     x = torch.cat([source.batch(step) for step in range(4)])[:1000].double()
     wanted = (x - sae(x.float()).double()).square().sum() / (x - x.mean(0)).square().sum()

@@ -1,12 +1,17 @@
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from plmsae.errors import DataError
+from plmsae.errors import DataError, UserError
 from plmsae.saes import build
-from plmsae.training.export import prefix_fvu
+from plmsae.saes.base import SparseAutoencoder
+from plmsae.training.export import held_out
 from plmsae.training.metrics import ReconstructionMetrics
 from tests.training.streams import Rows, activations, small_config
 
@@ -45,10 +50,13 @@ def test_prefixes_are_compared_with_the_activations_where_tokens_are_scaled() ->
     sae = build(config.replace(normaliser={"kind": "layer_norm", "epsilon": 1e-5}))
     x = activations(600) + 3.0
     sae.calibrate(x)
-    metrics = ReconstructionMetrics(16, 64)
-    metrics.update(sae, x)
-    found = prefix_fvu(sae, Rows(x, 200), 600)  # type: ignore[arg-type]
-    assert found["fvu_prefix_2"] == pytest.approx(metrics.compute()["fvu"], rel=1e-6)
+    found = held_out(sae, Rows(x, 200), 600).compute()  # type: ignore[arg-type]
+    rows = x.double()
+    parts = sae.prefix_reconstructions(sae.encode(x))  # type: ignore[operator]
+    errors = [(rows - sae.standardise(x).undo(part).double()).square().sum() for part in parts]
+    variation = (rows - rows.mean(0)).square().sum()
+    for number, error in enumerate(errors, start=1):
+        assert found[f"fvu_prefix_{number}"] == pytest.approx(float(error / variation), rel=1e-5)
     assert found["fvu_prefix_1"] != pytest.approx(found["fvu_prefix_2"], rel=1e-2)
 
 
@@ -94,3 +102,62 @@ def test_rows_that_do_not_vary_are_refused() -> None:
         metrics.update(sae, x)
         with pytest.raises(DataError, match="do not vary"):
             metrics.compute()
+
+
+def matryoshka() -> SparseAutoencoder:
+    sae = build(small_config(architecture="matryoshka", group_sizes=[4, 12, 48])).double()
+    with torch.no_grad():
+        sae.b_dec.add_(0.3)
+    sae.calibrate(activations(500).double())
+    return sae
+
+
+def test_groups_equal_their_definitions_in_numpy() -> None:
+    sae, x = matryoshka(), activations(700, seed=2).double()
+    z, atoms, b = sae.encode(x).detach().numpy(), sae.atoms.detach().numpy(), sae.b_dec.detach().numpy()
+    rows, metrics = x.numpy(), ReconstructionMetrics(16, 64, (4, 16, 64))
+    for batch in x.split(300):
+        metrics.update(sae, batch)
+    found = metrics.compute()
+    variation = ((rows - rows.mean(0)) ** 2).sum()
+    fvu = [((rows - z[:, :size] @ atoms[:size] - b) ** 2).sum() / variation for size in (0, 4, 16, 64)]
+    assert [found[f"fvu_prefix_{number}"] for number in range(4)] == pytest.approx(fvu)
+    assert found["fvu_prefix_3"] == found["fvu"]
+    for number, (first, last) in enumerate(((0, 4), (4, 16), (16, 64)), start=1):
+        group = z[:, first:last] > 0
+        assert found[f"fvu_gain_group_{number}"] == pytest.approx(fvu[number - 1] - fvu[number])
+        assert found[f"l0_group_{number}"] == pytest.approx(group.sum(1).mean())
+        assert found[f"dead_fraction_group_{number}"] == pytest.approx((~group.any(0)).mean())
+    assert sum(found[f"l0_group_{number}"] for number in (1, 2, 3)) == pytest.approx(found["l0"])
+    assert not [name for name in found if "group_4" in name]
+
+
+@settings(deadline=None, max_examples=25)
+@given(cuts=st.lists(st.integers(0, 120), max_size=6), order=st.randoms(use_true_random=False))
+def test_shards_merged_in_any_order_are_one_pass(cuts: list[int], order: Random) -> None:
+    """fp64 throughout: cutting and reordering changes nothing beyond the rounding of a sum."""
+    sae, x = matryoshka(), 30.0 + activations(120, seed=4).double()
+    whole = ReconstructionMetrics(16, 64, (4, 16, 64))
+    whole.update(sae, x)
+    places = [0, *sorted(cuts), 120]
+    shards = [x[first:last] for first, last in pairwise(places)]
+    order.shuffle(shards)
+    total = ReconstructionMetrics(16, 64, (4, 16, 64))
+    for shard in shards:
+        part = ReconstructionMetrics(16, 64, (4, 16, 64))
+        if len(shard):
+            part.update(sae, shard)
+        total.merge(part)
+    assert total.compute() == pytest.approx(whole.compute(), rel=1e-8, abs=1e-10)
+    assert torch.equal(total.counts, whole.counts)
+    assert total.density_histogram() == whole.density_histogram()
+
+
+def test_metrics_of_another_sae_are_not_merged() -> None:
+    ours = ReconstructionMetrics(16, 64, (4, 64))
+    for other in (ReconstructionMetrics(8, 64, (4, 64)), ReconstructionMetrics(16, 64), ReconstructionMetrics(16, 32)):
+        with pytest.raises(UserError, match="another SAE"):
+            ours.merge(other)
+    for prefixes in ((4, 32), (32, 4, 64), (4, 4, 64), (0, 64)):
+        with pytest.raises(UserError, match="do not ascend"):
+            ReconstructionMetrics(16, 64, prefixes)

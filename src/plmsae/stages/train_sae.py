@@ -81,7 +81,7 @@ class TrainSaeParams(Params):
         gt=0,
         lt=1,
         description="Adam's rate for jump_relu's thresholds; null takes learning_rate, "
-        "and with a controller of L0 five times as much.",
+        "and with a target_l0 five times as much (but for the quadratic form of other presets).",
     )
     center: Literal["geometric_median", "mean", "zero"] | None = Field(
         None,
@@ -290,9 +290,8 @@ def run(context: StageContext) -> StageResult:
     from plmsae.activations.metadata import read_metadata
     from plmsae.activations.reader import ActivationReader
     from plmsae.artifacts.manifest import manifest_sha256
-    from plmsae.saes.matryoshka import Matryoshka
     from plmsae.training.data import Scaled
-    from plmsae.training.export import export, held_out, measure_latent_max, prefix_fvu
+    from plmsae.training.export import export, held_out, measure_latent_max
     from plmsae.training.figures import draw_curves, draw_density
     from plmsae.training.loop import train
     from plmsae.training.resolution import resolve
@@ -322,11 +321,9 @@ def run(context: StageContext) -> StageResult:
         sae = trained.sae.with_unit_atoms().folded(scale)
         latent_max_rows = measure_latent_max(sae, reader("train"), params.num_latent_max_rows)
         measured = held_out(sae, reader("valid"), params.num_test_rows)
-        prefixes = prefix_fvu(sae, reader("valid"), params.num_test_rows) if isinstance(sae, Matryoshka) else {}
     last = trained.curves[-1]
     metrics = {
         **measured.compute(),
-        **prefixes,
         "loss": last["loss"],
         "train_fvu": last["fvu"],
         "train_dead_fraction": trained.dead_fraction,

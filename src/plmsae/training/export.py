@@ -46,28 +46,12 @@ def measure_latent_max(sae: SparseAutoencoder, source: BatchSource, num_rows: in
 
 
 def held_out(sae: SparseAutoencoder, source: BatchSource, num_rows: int) -> ReconstructionMetrics:
-    """Reconstruction metrics over the first rows of a stream of held-out activations."""
-    metrics = ReconstructionMetrics(sae.config.d_model, sae.config.dictionary_size)
+    """Reconstruction metrics over the first rows of a stream of held-out activations; of every nested prefix too."""
+    prefixes = sae.prefixes if isinstance(sae, Matryoshka) else ()
+    metrics = ReconstructionMetrics(sae.config.d_model, sae.config.dictionary_size, prefixes)
     for x in rows(source, num_rows):
         metrics.update(sae, x)
     return metrics
-
-
-@torch.no_grad()
-def prefix_fvu(sae: Matryoshka, source: BatchSource, num_rows: int) -> dict[str, float]:
-    """FVU of every nested prefix alone, over the first rows of a stream of held-out activations.
-
-    Returns:
-        `fvu_prefix_1` and on, one for each group; the last is the FVU of the whole dictionary.
-    """
-    metrics = ReconstructionMetrics(sae.config.d_model, sae.config.dictionary_size)
-    errors = torch.zeros(len(sae.prefixes), dtype=torch.float64)
-    for x in rows(source, num_rows):
-        metrics.update(sae, x)
-        for place, x_hat in enumerate(sae.prefix_reconstructions(sae.encode(x))):
-            errors[place] += (x.double() - sae.standardise(x).undo(x_hat).double()).square().sum()
-    fvu = errors / (metrics.num_tokens * metrics.variance)
-    return {f"fvu_prefix_{place}": value for place, value in enumerate(fvu.tolist(), start=1)}
 
 
 def export(sae: SparseAutoencoder, record: Mapping[str, Any], metrics: Mapping[str, float], folder: Path) -> None:
