@@ -40,8 +40,9 @@ def draw(comparison: Comparison, f1: Mapping[str, Interval], confidence: float, 
         letters = f1["residue"]
         axes[1].axhline(letters.value, color=GREY, linewidth=0.9, linestyle="--")
         axes[1].annotate(
-            f"residue letter {letters.value:.3f}", (0.5, letters.value), xycoords=("axes fraction", "data"),
-            xytext=(0, 3), textcoords="offset points", fontsize=7.5, color=GREY, ha="center",
+            f"residue letter {letters.value:.3f}", (0.99, letters.value), xycoords=("axes fraction", "data"),
+            xytext=(0, 3), textcoords="offset points", fontsize=7.5, color="#222B36", ha="right",
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         )  # fmt: skip
         axes[1].set_ylabel("mean best F1 on test")
         axes[1].set_title(f"{len(comparison.data.concepts)} concepts; {confidence:.0%} intervals")

@@ -26,6 +26,7 @@ DIRECTIONS_AT_ONCE = 1024
 DENSE_SHARE = 0.25
 
 
+@torch.no_grad()
 def squared_errors(
     sae: SparseAutoencoder, x: Tensor, indices: Tensor, values: Tensor, budgets: Sequence[int]
 ) -> Tensor:
@@ -60,6 +61,7 @@ def squared_errors(
     return torch.stack([errors[min(budget, most)] for budget in budgets], dim=1)
 
 
+@torch.no_grad()
 def leading_errors(sae: PCA, x: Tensor, indices: Tensor, values: Tensor, budgets: Sequence[int]) -> Tensor:
     """||x - x^||^2 with the first b components for every row, float64 [R, len(budgets)]; the code has them all."""
     places = (indices % sae.num_components).argsort(dim=1)
@@ -77,6 +79,7 @@ def _tails(sae: SparseAutoencoder, x: Tensor, squares: Tensor, budgets: Sequence
     return outside + tails[:, [min(budget, squares.shape[1]) for budget in budgets]]
 
 
+@torch.no_grad()
 def sparsity(sae: SparseAutoencoder, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Active latents and Hoyer sparsity of every row of a code, both float64 [R]."""
     contributions = values.double() * torch.linalg.vector_norm(sae.atoms, dim=1).double()[indices]
