@@ -20,7 +20,16 @@ from typing import Any
 RESULTS = Path("docs/results/demo.json")
 README = Path("README.md")
 PICTURE = (Path("outputs/evaluate/concepts/figures/concepts.png"), Path("docs/images/concepts.png"))
-STAGES = ("ingest", "extract_activations", "train_sae", "evaluate/fidelity", "evaluate/concepts")
+STAGES = (
+    "ingest",
+    "extract_activations",
+    "train_sae",
+    "evaluate/fidelity",
+    "evaluate/concepts",
+    "evaluate/baselines",
+    "evaluate/amortisation",
+)
+METHODS = {"sae": "SAE", "pca": "PCA", "ica": "ICA", "neurons": "neurons", "random": "random"}
 MARKERS = re.compile(r"(<!-- demo table: begin -->\n).*?(<!-- demo table: end -->)", re.DOTALL)
 
 
@@ -44,6 +53,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     ingest, store = found["ingest"]["metrics"], found["extract_activations"]
     sae, train = found["train_sae"]["metrics"], found["train_sae"]["params"]
     fidelity, concepts = found["evaluate/fidelity"]["metrics"], found["evaluate/concepts"]["metrics"]
+
+    baselines, amortisation = found["evaluate/baselines"]["metrics"], found["evaluate/amortisation"]["metrics"]
 
     def interval(values: dict[str, Any], name: str, digits: int) -> str:
         value, low, high = (values[f"{name}{suffix}"] for suffix in ("", "_low", "_high"))
@@ -69,7 +80,59 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             ", ".join(str(concepts[f"num_concepts_above_half_{name}"]) for name in ("sae", "neurons", "residue")),
         ),
     ]
-    return "\n".join(["| demo run (seed 0) | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""])
+    rows.append(
+        (
+            "objective of the encoder above the optimum on the same decoder, at equal λ",
+            _percent(amortisation, "excess"),
+        )
+    )
+    rows.append(
+        (
+            "FVU at equal L0, refitted: encoder's atoms, matching pursuit's",
+            f"{amortisation['fvu_encoder_refit']:.4f}, {amortisation['fvu_pursuit']:.4f}",
+        )
+    )
+    lines = ["| demo run (seed 0) | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    side = [
+        (f"FVU with {baselines['budget']} active units", [_value(baselines, f"fvu_{name}", 3) for name in METHODS]),
+        ("active units per residue (L0)", [f"{baselines[f'l0_{name}']:.0f}" for name in METHODS]),
+        ("directions per dimension", [f"{_directions(baselines, name):g}" for name in METHODS]),
+        ("largest \\|cosine\\| of two directions", [f"{baselines[f'max_cosine_{name}']:.2f}" for name in METHODS]),
+        (
+            f"mean best F1, {baselines['num_concepts']} concepts",
+            [_value(baselines, f"mean_f1_{name}", 3) for name in METHODS],
+        ),
+        (
+            f"effective concepts per unit, of {baselines['num_classes']}",
+            [_value(baselines, f"effective_concepts_{name}", 1) for name in METHODS],
+        ),
+    ]
+    proteins = baselines["num_proteins_test"]
+    lines += [
+        f"| side by side ({proteins} test proteins) | " + " | ".join(METHODS.values()) + " |",
+        "|---|" + "---|" * len(METHODS),
+        *(f"| {name} | {' | '.join(values)} |" for name, values in side),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _value(metrics: dict[str, Any], name: str, digits: int) -> str:
+    """A number with its interval, or `none`."""
+    if name not in metrics:
+        return "none"
+    value, low, high = (metrics[f"{name}{suffix}"] for suffix in ("", "_low", "_high"))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _percent(metrics: dict[str, Any], name: str) -> str:
+    value, low, high = (100 * metrics[f"{name}{suffix}"] for suffix in ("", "_low", "_high"))
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _directions(baselines: dict[str, Any], method: str) -> float:
+    """Directions per dimension; neurons are one each."""
+    return float(baselines[f"num_directions_{method}"]) / float(baselines["num_directions_neurons"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
