@@ -66,7 +66,7 @@ def test_the_package_is_uploaded_byte_for_byte_and_run(
         assert type(given[name]) is int, name
     section = json.loads(given["train_sae_params"])
     assert "k" not in section
-    assert type(section["batch_size"]) is int
+    assert type(section["validate_every"]) is int
     assert [path for _, path, _ in registry.requests] == [registry_path(registry)]
 
 

@@ -50,14 +50,14 @@ def test_the_kernel_is_as_wide_as_the_bandwidth() -> None:
 
 
 def test_with_a_controller_the_penalty_is_the_plain_one_and_starts_small() -> None:
-    sae, plain = small(target_l0=5), small()
+    sae, plain = small(target_l0=5, l0_control="controller"), small()
     assert sae.controlled
     assert not plain.controlled
-    assert not small(target_l0=5, l0_control="quadratic").controlled
+    assert not small(target_l0=5).controlled
     assert sae.penalty == plain.penalty == 1e-3
     assert float(sae.terms(CENTERED).values["penalty"]) == 5 / 4
     with pytest.raises(UserError, match=r"option penalty = 0\.0 is not a number > 0"):  # nothing to control
-        small(target_l0=5, penalty=0.0)
+        small(target_l0=5, l0_control="controller", penalty=0.0)
     with pytest.raises(UserError, match="l0_control = 'quadatic' is unknown") as error:
         small(target_l0=5, l0_control="quadatic")
     assert error.value.fix == "did you mean 'quadratic'?"

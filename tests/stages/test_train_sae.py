@@ -213,7 +213,11 @@ def test_parameters_that_cannot_work_are_refused_before_any_training(
         ("matryoshka", {"group_fractions": [0.1, 0.3, 0.6]}, (5.5, 6.5)),
         ("relu", {"penalty": 0.1}, (2, 32)),
         ("l1_april", {"penalty": 0.1}, (2, 32)),
-        ("jump_relu", {"target_l0": 8, "penalty": 1e-3, "bandwidth": 0.1, "initial_threshold": 0.05}, (7, 9)),
+        (
+            "jump_relu",
+            {"target_l0": 8, "l0_control": "controller", "penalty": 1e-3, "bandwidth": 0.1, "initial_threshold": 0.05},
+            (7, 9),
+        ),
         ("gated", {"penalty": 0.05}, (2, 32)),
     ],
 )

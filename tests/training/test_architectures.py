@@ -20,7 +20,7 @@ from tests.training.streams import Rows, activations, small_config, small_settin
 CONFIGS: dict[str, dict[str, Any]] = {
     "batch_topk": {},
     "gated": {"k": 64, "penalty": 0.05},
-    "jump_relu": {"k": 64, "target_l0": 8, "bandwidth": 0.1, "initial_threshold": 0.05},
+    "jump_relu": {"k": 64, "target_l0": 8, "l0_control": "controller", "bandwidth": 0.1, "initial_threshold": 0.05},
     "l1_april": {"k": 64, "penalty": 0.1},
     "matryoshka": {"group_sizes": [4, 12, 48]},
     "relu": {"k": 64, "penalty": 0.1},
@@ -135,7 +135,9 @@ def test_five_steps_of_jump_relu_written_out(tmp_path: Path) -> None:
     changes = {"num_steps": 5, "clip_norm": 0.05, "decay_fraction": 0.0, "penalty_warmup_fraction": 0.0}
     settings = small_settings(**changes, threshold_learning_rate=7e-3)
     x = activations(8000)
-    config = small_config(architecture="jump_relu", **CONFIGS["jump_relu"], l0_control="quadratic", penalty=5.0)
+    config = small_config(
+        architecture="jump_relu", **{**CONFIGS["jump_relu"], "l0_control": "quadratic", "penalty": 5.0}
+    )
     trained = train(config, "auto", Rows(x, 256), Rows(x[:300], 256), settings, tmp_path).sae
     sae = build(config)
     sae.initialise(torch.Generator().manual_seed(settings.seed), geometric_median(x[: settings.num_init_rows]))

@@ -147,11 +147,20 @@ def test_a_training_within_the_warmup_is_refused(
     ))  # fmt: skip
 
 
-def test_controlled_thresholds_are_faster() -> None:
-    for changes, wanted in (({}, None), ({"target_l0": 8}, 2e-3), ({"target_l0": 8, "l0_control": "quadratic"}, None)):
-        run = resolved("jump_relu", learning_rate=4e-4, **changes)
-        assert run.settings.threshold_learning_rate == (None if wanted is None else pytest.approx(wanted))
-        assert run.record["threshold_learning_rate"] == pytest.approx(wanted or 4e-4)
+@pytest.mark.parametrize(
+    ("preset", "changes", "wanted"),
+    [
+        ("plmsae", {}, None),
+        ("plmsae", {"target_l0": 8}, 2e-3),
+        ("plmsae", {"target_l0": 8, "l0_control": "controller"}, 2e-3),
+        ("dictionary_learning", {}, None),
+        ("dictionary_learning", {"l0_control": "controller"}, 2e-3),
+    ],
+)
+def test_thresholds_with_a_target_are_faster(preset: str, changes: dict[str, Any], wanted: float | None) -> None:
+    run = resolved("jump_relu", preset, learning_rate=4e-4, tokens=10**8, **changes)
+    assert run.settings.threshold_learning_rate == (None if wanted is None else pytest.approx(wanted))
+    assert run.record["threshold_learning_rate"] == pytest.approx(wanted or 4e-4)
     assert resolved("jump_relu", target_l0=8, threshold_learning_rate=0.1).settings.threshold_learning_rate == 0.1
 
 

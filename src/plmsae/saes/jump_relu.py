@@ -14,9 +14,9 @@ upper half alone (`penalty_kernel: latents`).
 
 With `target_l0` there are two ways to that number of active latents, by `l0_control`:
 
+    quadratic    lambda (L0 / target - 1)^2 instead, L0 the mean of sum_i H over the batch (dictionary_learning). The
+                 reconstruction pulls against it: L0 stays above the target, the more so the smaller lambda
     controller   the penalty above, with a lambda that the training adjusts until L0 = target (training/l0_control.py)
-    quadratic    lambda (L0 / target - 1)^2 instead, L0 the mean of sum_i H over the batch (dictionary_learning). L0
-                 stays above the target, the more so the smaller lambda: the reconstruction pulls, too
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class JumpReLU(Dictionary):
 
     Options, all for activations of unit mean squared norm: `penalty`, lambda, with the controller its start (default
     1e-3, or 1 if quadratic); `target_l0`, wanted mean number of latents per token (default none); `l0_control`,
-    controller (default) or quadratic; `bandwidth`, eps (default 0.001); `initial_threshold` (default 0.001);
+    quadratic (default) or controller; `bandwidth`, eps (default 0.001); `initial_threshold` (default 0.001);
     `penalty_kernel`, pre_activations (default) or latents.
     """
 
     default_options: ClassVar[Mapping[str, Any]] = {
         "penalty": None,
         "target_l0": None,
-        "l0_control": "controller",
+        "l0_control": "quadratic",
         "bandwidth": 0.001,
         "initial_threshold": 0.001,
         "penalty_kernel": "pre_activations",

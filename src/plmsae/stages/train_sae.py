@@ -166,8 +166,8 @@ class TrainSaeParams(Params):
     )
     l0_control: Literal["controller", "quadratic"] | None = Field(
         None,
-        description="How jump_relu reaches target_l0: a controller of the penalty's weight, or the penalty (L0 / "
-        "target - 1)^2; null takes the preset's, the controller with ours.",
+        description="How jump_relu reaches target_l0: by the penalty (L0 / target - 1)^2, or by a controller of the "
+        "plain penalty's weight; null takes quadratic.",
     )
     bandwidth: float | None = Field(
         None, gt=0, description="Width of jump_relu's kernel around a threshold; null takes 0.001."

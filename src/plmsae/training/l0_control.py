@@ -10,7 +10,7 @@ Here lambda follows from the measured L0, by proportional and integral control o
 T is the number of steps, so that the gains mean the same for every length. r_t is a reference that falls (or rises)
 geometrically from the L0 of the first step to the target over the first part of the training and then stays: a jump
 would wind the integral up while thresholds, which move by at most a learning rate per step, are still on their way.
-I is limited as well. Logarithms make a factor of two too many as bad as a factor of two too few.
+lambda is limited, and I to what lambda may be. In logarithms twice too many are as bad as half too few.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.jump_relu import JumpReLU
 
-PROPORTIONAL = 2.0
-INTEGRAL = 40.0
-# Bound of |I|: lambda stays within this factor of its start, up to exp(PROPORTIONAL).
-MAX_FACTOR = 1e5
+PROPORTIONAL = 4.0
+INTEGRAL = 80.0
+# lambda stays between these. Activations have unit mean squared norm: at 0.1 ten active latents cost as much as
+# explaining nothing, and more would only wind the integral up; at 1e-6 a penalty is not felt.
+LOWEST, HIGHEST = 1e-6, 0.1
 # Share of the training over which the reference moves.
 REFERENCE_FRACTION = 0.3
 
@@ -36,6 +37,7 @@ class L0Control(nn.Module):
 
     Args:
         target: Wanted mean number of active latents per token.
+        start: lambda_0.
         num_steps: Length of the training, T.
 
     Attributes:
@@ -45,15 +47,17 @@ class L0Control(nn.Module):
 
     state: Tensor
 
-    def __init__(self, target: float, num_steps: int) -> None:
+    def __init__(self, target: float, start: float, num_steps: int) -> None:
         super().__init__()
         self.target, self.num_steps = target, num_steps
+        self.lowest, self.highest = (math.log(bound / start) for bound in (min(LOWEST, start), max(HIGHEST, start)))
         self.register_buffer("state", torch.tensor([0.0, 0.0, math.nan, 0.0], dtype=torch.float64), persistent=False)
 
     @property
     def factor(self) -> Tensor:
         """lambda / lambda_0 for the step that comes, a scalar fp32."""
-        return torch.exp(self.state[0] + PROPORTIONAL * self.state[1]).float()
+        logarithm = self.state[0] + PROPORTIONAL * self.state[1]
+        return logarithm.clamp(self.lowest, self.highest).exp().float()
 
     @torch.no_grad()
     def observe(self, l0: Tensor) -> None:
@@ -63,13 +67,12 @@ class L0Control(nn.Module):
         share = (self.state[3] / (REFERENCE_FRACTION * self.num_steps)).clamp(max=1.0)
         reference = first + share * (math.log(self.target) - first)
         error = (log_l0 - reference).clamp(-1.0, 1.0)
-        bound = math.log(MAX_FACTOR)
-        integral = (self.state[0] + INTEGRAL / self.num_steps * error).clamp(-bound, bound)
+        integral = (self.state[0] + INTEGRAL / self.num_steps * error).clamp(self.lowest, self.highest)
         self.state.copy_(torch.stack([integral, error, first, self.state[3] + 1]))
 
 
 def l0_control_of(sae: SparseAutoencoder, num_steps: int) -> L0Control | None:
     """The controller of an SAE that asks for one; None for all others."""
     if isinstance(sae, JumpReLU) and sae.target_l0 is not None and sae.controlled:
-        return L0Control(sae.target_l0, num_steps)
+        return L0Control(sae.target_l0, sae.penalty, num_steps)
     return None

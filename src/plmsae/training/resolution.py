@@ -20,9 +20,9 @@ from plmsae.training.settings import TrainingSettings, resolve_device
 
 # The architectures with a number of latents per token, and with AuxK.
 SELECTS_K = ("batch_topk", "matryoshka", "topk")
-# With a controller thresholds are what it acts on: at the weights' rate they lag so far behind that L0 overshoots and,
-# since latents have died meanwhile, does not come back (measured on the demo: docs/architectures.md).
-CONTROLLED_THRESHOLD_RATE = 5.0
+# A target for L0 is reached by the thresholds: at the weights' rate they lag behind, L0 overshoots and, since latents
+# have died meanwhile, hardly comes back (measured on the demo: docs/architectures.md).
+TARGET_THRESHOLD_RATE = 5.0
 # Parameter -> option of the architecture, for those that are passed on as they are.
 _OPTIONS = {
     "aux_alpha": "aux_alpha",
@@ -128,8 +128,9 @@ def _settings(params: Mapping[str, Any], chosen: Recipe, config: SaeConfig) -> T
     dead_after = chosen.dead_after_tokens or min(10_000_000, max(1, params["tokens"] // 80))
     beta1, beta2 = chosen.betas
     rate = given("learning_rate", chosen.learning_rate or default_learning_rate(config.dictionary_size))
-    controlled = config.options.get("target_l0") is not None and config.options.get("l0_control") != "quadratic"
-    threshold_rate = CONTROLLED_THRESHOLD_RATE * rate if controlled else None
+    # The quadratic form of other presets keeps the one rate of its library.
+    fast = params["preset"] == "plmsae" or config.options.get("l0_control") == "controller"
+    threshold_rate = TARGET_THRESHOLD_RATE * rate if fast and config.options.get("target_l0") is not None else None
     return TrainingSettings(
         num_steps=num_steps,
         batch_size=batch_size,
