@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from plmsae.errors import UserError
-from plmsae.evaluation.bootstrap import group_sums, intervals, percentile_bounds, resampled_sums
+from plmsae.evaluation.bootstrap import Interval, group_sums, intervals, percentile_bounds, resampled_sums
 
 
 def test_every_resample_holds_as_many_proteins_as_there_are() -> None:
@@ -78,3 +78,8 @@ def test_nothing_to_resample_is_refused(sums: np.ndarray, count: int) -> None:
 
 def test_group_sums() -> None:
     assert group_sums(np.array([[1, 2], [3, 4], [5, 6]]), np.array([1, 0, 1])).tolist() == [[3, 4], [6, 8]]
+
+
+def test_bounds_that_round_to_the_value_are_left_out() -> None:
+    assert Interval(32.0, 31.999, 32.001).short(1) == "32.0"
+    assert Interval(32.0, 31.9, 32.001).short(1) == "32.0 [31.9, 32.0]"

@@ -193,3 +193,13 @@ def test_no_pair_is_no_unit() -> None:
     pairs = candidates(np.zeros((4, 2, 3)), np.zeros(4), 0.1)
     assert isinstance(pairs, Predictors)
     assert len(pairs.units) == len(pairs.concepts) == 0
+
+
+def test_no_interval_starts_below_one_concept_but_a_difference_may() -> None:
+    samples = np.linspace(1.0, 1.2, 101)
+    found = average(np.array([1.0, 1.0]), samples, 0.9)
+    assert found.interval is not None
+    assert found.interval.low == 1.0
+    gap = average(np.array([0.0]), samples, 0.9, lowest=-np.inf)
+    assert gap.interval is not None
+    assert gap.interval.low == pytest.approx(-0.09)

@@ -236,9 +236,9 @@ def _readable(found: dict[str, Interval]) -> pd.DataFrame:
     }
     rows = []
     for code in CODES:
-        objective = found[f"objective_{code}"].text(1) if f"objective_{code}" in found else ""
-        l0 = found[f"l0_{code.removesuffix('_refit')}"].text(1)
-        rows.append((labels[code], l0, found[f"fvu_{code}"].text(4), objective))
+        objective = found[f"objective_{code}"].short(1) if f"objective_{code}" in found else ""
+        l0 = found[f"l0_{code.removesuffix('_refit')}"].short(1)
+        rows.append((labels[code], l0, found[f"fvu_{code}"].short(4), objective))
     return pd.DataFrame(rows, columns=["code", "atoms per residue", "FVU", "objective"])
 
 

@@ -32,6 +32,11 @@ class Interval:
         """For people, e.g. `0.412 [0.398, 0.427]`."""
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
+    def short(self, digits: int = 3) -> str:
+        """The same, without bounds where they round to the value."""
+        value, low, high = (f"{number:.{digits}f}" for number in (self.value, self.low, self.high))
+        return value if value == low == high else self.text(digits)
+
 
 def resampled_sums(sums: NDArray[Any], num_resamples: int, seed: int) -> Floats:
     """Sums over proteins in every resample.

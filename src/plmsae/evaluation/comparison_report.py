@@ -159,7 +159,12 @@ def _gap(ours: UnitAverage, theirs: UnitAverage, confidence: float) -> Interval 
     """The paired difference of two averages."""
     if ours.interval is None or theirs.interval is None:
         return None
-    found = average(np.array([ours.interval.value - theirs.interval.value]), ours.samples - theirs.samples, confidence)
+    found = average(
+        np.array([ours.interval.value - theirs.interval.value]),
+        ours.samples - theirs.samples,
+        confidence,
+        lowest=-np.inf,
+    )
     return found.interval
 
 
@@ -240,7 +245,7 @@ def _readable(rows: Sequence[Row]) -> pd.DataFrame:
         if value == round(value):
             text = f"{value:,.0f}"
         if np.isfinite([low, high]).all() and high > low:
-            text = Interval(value, low, high).text(3 if abs(value) < 10 else 1)
+            text = Interval(value, low, high).short(3 if abs(value) < 10 else 1)
         cells.setdefault((prop, measure), {})[method] = text
     table = [
         [prop, measure, *(found.get(method, "none") for method in LABELS)] for (prop, measure), found in cells.items()

@@ -60,8 +60,8 @@ class UnitAverage:
         return int(np.isfinite(self.per_unit).sum())
 
 
-def average(per_unit: Floats, samples: Floats, confidence: float) -> UnitAverage:
-    """The mean of the finite numbers with its interval.
+def average(per_unit: Floats, samples: Floats, confidence: float, *, lowest: float = 1.0) -> UnitAverage:
+    """The mean of the finite numbers with its interval, which starts no lower than `lowest`.
 
     A resample holds fewer different proteins than there are, so that a unit meets fewer classes in it: resampled
     numbers are too low throughout. The interval takes their spread, about the estimate: it is moved by the difference
@@ -72,7 +72,7 @@ def average(per_unit: Floats, samples: Floats, confidence: float) -> UnitAverage
     value = float(np.nanmean(per_unit))
     low, high = percentile_bounds(samples, confidence)
     shift = value - float(np.nanmean(samples))
-    return UnitAverage(per_unit, Interval(value, float(low) + shift, float(high) + shift), samples)
+    return UnitAverage(per_unit, Interval(value, max(float(low) + shift, lowest), float(high) + shift), samples)
 
 
 def candidates(f1_valid: Floats, letters_valid: Floats, bound: float) -> Predictors:
