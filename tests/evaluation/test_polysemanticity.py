@@ -56,7 +56,10 @@ def units(*columns: dict[int, float]) -> NDArray[np.float32]:
 
 
 def confirmed(
-    valid: NDArray[np.float32], test: NDArray[np.float32], letters: float = 0.0
+    valid: NDArray[np.float32],
+    test: NDArray[np.float32],
+    letters: float = 0.0,
+    letters_on_test: NDArray[np.float32] | None = None,
 ) -> list[tuple[dict[int, float], float]]:
     """Per bound: unit -> confirmed concepts, and the mean."""
     given, level = labels(), np.zeros(len(CONCEPTS), dtype=bool)
@@ -66,9 +69,10 @@ def confirmed(
     pairs = candidates(f1_valid, np.full(len(CONCEPTS), letters), BOUNDS[0])
     marked = test[:, pairs.units] > np.array([0.0, 0.5], dtype=np.float32)[pairs.thresholds]
     owners = np.arange(NUM_PROTEINS)
-    # The letters mark nothing: every prediction beats them, unless `letters` says otherwise on validation.
-    nothing = np.zeros((len(test), len(CONCEPTS)), dtype=bool)
-    beaten = score_rows(count_rows(nothing, np.arange(len(CONCEPTS)), given), given, owners, level, HOW)
+    # Letters that mark nothing are beaten by every prediction.
+    marks = np.zeros((len(test), 1)) if letters_on_test is None else letters_on_test
+    by_letters = np.tile(marks > 0, (1, len(CONCEPTS)))
+    beaten = score_rows(count_rows(by_letters, np.arange(len(CONCEPTS)), given), given, owners, level, HOW)
     found = confirmed_concepts(
         pairs, f1_valid, count_rows(marked, pairs.concepts, given), given, owners, level, beaten, CONCEPTS,
         valid.shape[1], BOUNDS, HOW,
@@ -101,6 +105,8 @@ def test_a_concept_must_be_found_again_and_beyond_the_letters() -> None:
     monosemantic, other = units({1: 1.0}, {0: 1.0}), units({3: 1.0}, {0: 1.0})
     assert confirmed(monosemantic, other)[0][0] == {1: 1}, "a unit that moves away on test has no concept"
     assert confirmed(monosemantic, monosemantic, letters=1.0)[0][0] == {}, "letters that are as good leave none"
+    found = confirmed(monosemantic, monosemantic, letters_on_test=units({1: 1.0}))[0][0]
+    assert found == {1: 1}, "the letters find SH3 as well on test, and not the helix"
     nothing, mean = confirmed(units({3: 1.0}), units({3: 1.0}))[0]
     assert nothing == {}
     assert np.isnan(mean)

@@ -16,7 +16,7 @@ def inputs(plm: ProteinLM, sequences: Path, store: Path, tmp_path: Path) -> Inpu
 
 
 def test_every_sampled_residue_is_where_the_table_says(inputs: Inputs, plm: ProteinLM) -> None:
-    found = sample_residues(inputs, max_proteins=6, num_tokens=40, max_tokens=256, threads=1, seed=3)
+    found = sample_residues(inputs, max_proteins=6, num_tokens=40, max_tokens=4096, threads=1, seed=3)
     proteins = inputs.split("test", 6, 3).set_index("accession")
     assert found.num_residues == int(proteins["length"].sum())
     assert len(found.x) == len(found.table) == 40

@@ -68,17 +68,18 @@ def token_gaps(
     atoms = torch.where(norms[:, None] > 0, sae.atoms.double() / norms.clamp_min(1e-300)[:, None], 0.0)
     problem = _Problem(atoms, lipschitz_bound(atoms), tolerance, max_iterations)
     target = x.double() - sae.b_dec.double()
-    codes = sae.encode(raw).double() * norms
     if penalty is None:
         some = torch.linspace(0, len(x) - 1, min(len(x), TOKENS_TO_CALIBRATE)).long()
-        l0 = float((codes[some] > 0).sum(1).double().mean())
+        l0 = float((sae.encode(raw[some]) * norms > 0).sum(1).double().mean())
         penalty = _penalty_of(l0, target[some], problem, threads)
     chosen = penalty
 
+    @torch.no_grad()
     def run(block: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        return _compare(*block, problem, chosen)
+        given, rows = block
+        return _compare(rows, sae.encode(given).double() * norms, problem, chosen)
 
-    blocks = zip(torch.split(target, TOKENS_AT_ONCE), torch.split(codes, TOKENS_AT_ONCE))
+    blocks = zip(torch.split(raw, TOKENS_AT_ONCE), torch.split(target, TOKENS_AT_ONCE))
     pieces = list(ordered_map(run, blocks, threads))
     return TokenGaps(penalty, x, {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
 
