@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from plmsae.activations.metadata import Normaliser, StoreMetadata, write_metadata
 from plmsae.activations.writer import write_chunks, write_index
@@ -63,6 +63,14 @@ def write_model(folder: Path, scale: float = 0.5) -> Path:
     }
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def huge_tryptophan(folder: Path) -> Path:
+    """Let the embedding of W, and of no other residue, exceed what float16 holds."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["esm.embeddings.word_embeddings.weight"][22] = 2e5  # W is token 22 of ESM-2
     save_file(tensors, folder / "model.safetensors")
     return folder
 

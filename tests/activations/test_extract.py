@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from plmsae.activations.metadata import read_metadata
 from plmsae.activations.parts import Settings
 from plmsae.errors import DataError, UserError
 from plmsae.plms import load_plm
-from tests.activations.conftest import write_model
+from tests.activations.conftest import huge_tryptophan, write_model
 
 SETTINGS = Settings(layer=1, block_rows=64, max_tokens_per_batch=256, shuffle_pool_rows=500, seed=3)
 SHA256 = "5" * 64
@@ -179,26 +180,32 @@ def test_damaged_and_foreign_parts_are_made_again(plm, sequences, undisturbed, t
 
 
 PROGRAM = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 import pandas as pd
 from plmsae.activations.extract import extract
 from plmsae.plms import load_plm
-from tests.activations.test_extract import SETTINGS, SHA256
-root = Path(sys.argv[1])
+from plmsae.activations.parts import Settings
+from tests.activations.test_extract import SHA256
+root, settings = Path(sys.argv[1]), Settings(**json.loads(sys.argv[2]))
 def pause(part):
     print(part.name, flush=True)
     time.sleep(0.2)
 extract(load_plm("lm", root=root), pd.read_parquet(root / "sequences.parquet"), root / "out", root / "checkpoints",
-        SETTINGS, sequences_sha256=SHA256, on_part=pause)
+        settings, sequences_sha256=SHA256, on_part=pause)
 """
 
 
-def test_kill_at_a_random_instant(sequences, tmp_path):
+@pytest.mark.parametrize("masking", [False, True])
+def test_kill_at_a_random_instant(sequences, tmp_path, masking):
+    settings = SETTINGS
     write_model(tmp_path / "lm")
+    if masking:
+        huge_tryptophan(tmp_path / "lm")
+        settings = Settings(**{**vars(SETTINGS), "layer": 0, "dtype": "float16", "non_finite": "mask"})
     sequences.to_parquet(tmp_path / "sequences.parquet")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), json.dumps(vars(settings))]
     process = subprocess.Popen(
         command, env=environment, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
     )
@@ -214,13 +221,14 @@ def test_kill_at_a_random_instant(sequences, tmp_path):
         sequences,
         tmp_path / "resumed",
         tmp_path / "checkpoints",
-        SETTINGS,
+        settings,
         sequences_sha256=SHA256,
         on_part=lambda part: computed.append(part.name),
     )
     assert "train-00000" not in computed
-    extract(plm, sequences, tmp_path / "straight", tmp_path / "other", SETTINGS, sequences_sha256=SHA256)
+    extract(plm, sequences, tmp_path / "straight", tmp_path / "other", settings, sequences_sha256=SHA256)
     assert contents(tmp_path / "resumed") == contents(tmp_path / "straight")
+    assert (tmp_path / "resumed" / "masked.csv").exists() == masking
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])

@@ -30,7 +30,7 @@ from plmsae.activations.upload import publish
 from plmsae.artifacts.s3 import S3, S3Uri
 from plmsae.errors import DataError, TryAgainError, UserError
 from plmsae.plms import load_plm
-from tests.activations.conftest import write_model
+from tests.activations.conftest import huge_tryptophan, write_model
 from tests.s3server import S3Server, free_port
 
 SETTINGS = Settings(layer=1, block_rows=64, max_tokens_per_batch=256, shuffle_pool_rows=500, seed=3)
@@ -356,6 +356,36 @@ def test_another_setting_is_another_place(plm, sequences, s3, tmp_path) -> None:
     assert len(places) == 2
     for number in range(2):
         check_store(tmp_path / f"o{number}")
+
+
+def test_what_is_left_out_is_left_out_of_a_bucket_too(sequences, s3, tmp_path) -> None:
+    """On a second machine as well, which has only the records of the first."""
+    plm = load_plm(str(huge_tryptophan(write_model(tmp_path / "lm"))))
+    settings = Settings(**{**vars(SETTINGS), "layer": 0, "dtype": "float16", "non_finite": "mask"})
+    store = S3Uri.parse(f"s3://{s3.bucket()}")
+    outputs = []
+    for name, place in (("local", None), ("one", store), ("two", store)):
+        again: list[str] = []
+        extract(
+            plm,
+            sequences,
+            tmp_path / name,
+            tmp_path / f"{name}-checkpoints",
+            settings,
+            sequences_sha256=SHA256,
+            store=place,
+            resume_key="a",
+            on_part=lambda part: again.append(part.name),  # noqa: B023
+        )
+        assert bool(again) == (name != "two")
+        outputs.append(tmp_path / name)
+    local, one, two = outputs
+    assert files(one) == files(two)
+    publish(one)
+    assert files(one)["masked.csv"] == files(local)["masked.csv"]
+    assert read_metadata(one).num_masked == read_metadata(local).num_masked
+    residues = sequences["sequence"].str.len().groupby(sequences["split"]).sum().to_dict()
+    assert check_store(one, residues)["num_rows"].sum() == check_store(local, residues)["num_rows"].sum()
 
 
 def test_a_missing_or_cut_chunk_is_named(stored, s3, tmp_path) -> None:

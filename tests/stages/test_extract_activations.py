@@ -14,6 +14,7 @@ from plmsae.errors import DataError, UserError
 from plmsae.params import validate
 from plmsae.stages.execute import execute
 from plmsae.stages.extract_activations import STAGE, ExtractActivationsParams
+from tests.activations.conftest import huge_tryptophan, write_model
 
 SMALL = {"layer": 2, "block_rows": 128, "max_tokens_per_batch": 512, "shuffle_pool_rows": 600, "threads": 1}
 
@@ -75,6 +76,7 @@ def test_store_and_metrics(root):
     assert 0 < metrics["centred_fraction"] < 1
     assert "16 train proteins" in result.summary
     assert "esm_small" in result.summary
+    assert not {name for name in (*store, *metrics) if "mask" in name}
     assert not any((root / ".plmsae" / "checkpoints").iterdir())
 
 
@@ -117,6 +119,7 @@ def test_what_a_user_gets_wrong(root, changes, words):
         ({"layer": "3"}, "extract_activations.layer"),
         ({"layer": -1}, "extract_activations.layer"),
         ({"dtype": "int8"}, "extract_activations.dtype"),
+        ({"non_finite": "zero"}, "extract_activations.non_finite"),
         ({"block_rows": 0}, "extract_activations.block_rows"),
         ({"threads": 0}, "extract_activations.threads"),
     ],
@@ -125,6 +128,44 @@ def test_parameters_are_checked(root, changes, words):
     with pytest.raises(UserError) as caught:
         run(root, **changes)
     assert words in str(caught.value)
+
+
+@pytest.fixture
+def overflowing(root):
+    """Parameters under which every W, and nothing else, overflows; 8 of the proteins have one at residue 5."""
+    huge_tryptophan(write_model(root / "lm"))
+    path = root / "outputs" / "ingest" / "sequences.parquet"
+    sequences = pd.read_parquet(path)
+    letters = sequences["sequence"].str.replace("W", "F")
+    sequences["sequence"] = [f"{text[:4]}W{text[5:]}" if i % 3 == 1 else text for i, text in enumerate(letters)]
+    sequences.to_parquet(path)
+    write_output(root / "outputs" / "ingest", "ingest", "sequences")
+    return {"plm": "./lm", "layer": 0, "dtype": "float16"}
+
+
+def test_values_that_are_not_finite_are_refused_by_name(root, overflowing):
+    with pytest.raises(DataError) as caught:
+        run(root, **overflowing)
+    assert caught.value.exit_code == 3
+    assert "on 1 of" in str(caught.value)
+    accession, _, residue = str(caught.value.where).partition(", ")
+    assert (int(accession[1:]) % 3, residue) == (1, "residue 5")
+    assert not (root / "outputs" / "extract_activations").exists()
+
+
+def test_or_masked_counted_and_named(root, overflowing):
+    result = run(root, **overflowing, non_finite="mask")
+    folder = root / "outputs" / "extract_activations"
+    assert (result.metrics["num_masked_train"], result.metrics["num_masked_valid"]) == (5, 2)
+    assert json.loads((folder / "store.json").read_text())["num_masked"] == {"train": 5, "valid": 2}
+    residues = pd.read_parquet(root / "outputs/ingest/sequences.parquet").groupby("split")["length"].sum()
+    assert result.metrics["num_tokens_train"] == residues["train"] - 5
+    assert "7 residues of 7 proteins were not finite" in result.summary
+    assert "P00001 (1), P00004 (1), P00007 (1)" in result.summary
+    result = run(root, non_finite="mask")  # a finite model
+    assert (result.metrics["num_masked_train"], result.metrics["num_masked_valid"]) == (0, 0)
+    assert "not finite" not in result.summary
+    assert "num_masked" not in json.loads((folder / "store.json").read_text())
 
 
 def test_a_failed_run_leaves_the_old_output(root):

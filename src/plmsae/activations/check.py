@@ -18,7 +18,7 @@ def check_store(folder: Path, expected_rows: Mapping[str, int] | None = None) ->
 
     Args:
         folder: Store folder.
-        expected_rows: Split -> number of residues that it must hold, where the sequences are known.
+        expected_rows: Split -> number of residues, where the sequences are known; it must hold all but the masked ones.
 
     Returns:
         One row per chunk: split, chunk, num_rows, num_nonfinite (rows), mean_norm.
@@ -30,9 +30,11 @@ def check_store(folder: Path, expected_rows: Mapping[str, int] | None = None) ->
     metadata = read_metadata(folder)
     summary: dict[tuple[str, str], list[float]] = {}
     for split, num_tokens in metadata.num_tokens.items():
-        if expected_rows is not None and expected_rows.get(split) != num_tokens:
+        num_masked = (metadata.num_masked or {}).get(split, 0)
+        if expected_rows is not None and expected_rows.get(split) != num_tokens + num_masked:
             raise DataError(
-                f"split '{split}' holds {num_tokens} rows for {expected_rows.get(split)} residues",
+                f"split '{split}' holds {num_tokens} rows for {expected_rows.get(split)} residues"
+                + (f", of which {num_masked} are left out" if num_masked else ""),
                 where=str(folder / split),
                 fix="extract again",
             )

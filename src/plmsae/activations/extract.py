@@ -7,7 +7,7 @@ the first unfinished part and ends with the same bytes, and `ActivationReader` m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from safetensors.torch import save
 from plmsae.activations.block_table import write_table
 from plmsae.activations.chunks import Block
 from plmsae.activations.metadata import DTYPES, Normaliser, StoreMetadata, write_metadata
+from plmsae.activations.non_finite import NonFinite, write_masked
 from plmsae.activations.parts import Part, PartStore, Settings
 from plmsae.activations.statistics import RowStatistics
 from plmsae.activations.upload import Upload
@@ -51,7 +52,8 @@ def extract(
 
     Args:
         plm: The model.
-        sequences: Columns accession, sequence, split; other splits than train and valid are left out.
+        sequences: Columns accession, sequence, split; other splits than train and valid are left out. A column offset
+            says at which position of the protein a sequence starts (0 without it).
         output: Folder to write into.
         checkpoints: Folder for finished parts; what an interrupted call left there is taken over.
         settings: See `Settings`.
@@ -67,7 +69,8 @@ def extract(
 
     Raises:
         UserError: The layer or hook does not exist, a block is too large, or no permission to write into the bucket.
-        DataError: A split is empty, a sequence cannot be tokenised, or hidden states are not finite in the stored type.
+        DataError: A split is empty, a sequence cannot be tokenised, or hidden states are not finite in the stored type
+            (any of them, or under the policy `mask` all of a split).
         TryAgainError: The bucket cannot be reached.
     """
     plm.check_hook(settings.layer, settings.hook)
@@ -95,7 +98,18 @@ def extract(
 
     statistics: dict[str, RowStatistics] = {}
     blocks: dict[str, list[Block]] = {}
+    masked: dict[str, list[NonFinite]] = {}
     for split, plan in plans.items():
+        statistics[split] = RowStatistics.zeros(plm.d_model)
+        for part in plan:
+            statistics[split].merge(made.statistics(part))
+        masked[split] = [one for part in plan for one in made.masked(part)]
+        if not statistics[split].count:
+            raise DataError(
+                f"no residue of split '{split}' has hidden states that are finite in {settings.dtype}",
+                where=f"layer {settings.layer} of '{plm.name}'",
+                fix="store as bfloat16 or float32, or check the model's weights",
+            )
         folder = output / split
         folder.mkdir(parents=True)
         if upload is None:
@@ -104,9 +118,7 @@ def extract(
             referred = [made.refer(part) for part in plan]
             write_index(folder, [index for index, _ in referred])
             blocks[split] = [block for _, members in referred for block in members]
-        statistics[split] = RowStatistics.zeros(plm.d_model)
-        for part in plan:
-            statistics[split].merge(made.statistics(part))
+    write_masked(output, masked)
     if blocks:
         write_table(output, blocks)
     train = statistics["train"]
@@ -127,6 +139,7 @@ def extract(
             d_model=plm.d_model,
             block_rows=settings.block_rows,
             num_tokens={split: int(counted.count) for split, counted in statistics.items()},
+            num_masked=_counts(masked) if any(masked.values()) else None,
             normaliser=Normaliser(scale=train.scale),
             sequences_sha256=sequences_sha256,
             location=str(upload.place) if upload else None,
@@ -135,9 +148,14 @@ def extract(
     return statistics
 
 
+def _counts(masked: Mapping[str, Sequence[NonFinite]]) -> dict[str, int]:
+    return {split: sum(one.count for one in found) for split, found in masked.items()}
+
+
 def _upload(store: S3Uri, plm: ProteinLM, settings: Settings, sequences_sha256: str, resume_key: str | None) -> Upload:
     """The place of a store in a bucket: another model, setting or input is another place."""
-    made_from = {**vars(settings), "plm": plm.name, "plm_revision": plm.revision, "sequences_sha256": sequences_sha256}
+    model = {"plm": plm.name, "plm_revision": plm.revision}
+    made_from = {**settings.described(), **model, "sequences_sha256": sequences_sha256}
     text = canonical_json(made_from)
     return Upload(store / sha256_bytes(text.encode())[:32], text, resume_key)
 
@@ -146,7 +164,7 @@ def plan_parts(sequences: pd.DataFrame, split: str, settings: Settings) -> list[
     """Deal the proteins of a split to parts of about equal numbers of residues, at random but reproducibly.
 
     Args:
-        sequences: Columns accession, sequence, split.
+        sequences: Columns accession, sequence, split, and offset if it is not 0.
         split: The split.
         settings: `shuffle_pool_rows` bounds a part (but for the last protein in it); `seed` draws.
 
@@ -162,6 +180,8 @@ def plan_parts(sequences: pd.DataFrame, split: str, settings: Settings) -> list[
         )
     seed = (settings.seed, SPLITS.index(split))
     table = table.iloc[np.random.default_rng([*seed, 0]).permutation(len(table))]
+    if "offset" not in table:
+        table = table.assign(offset=0)
     ends = table["sequence"].str.len().to_numpy().cumsum()
     num_parts = -(-int(ends[-1]) // settings.shuffle_pool_rows)
     # The part in which the last residue of each protein falls, when residues are cut into equal shares.
@@ -172,6 +192,7 @@ def plan_parts(sequences: pd.DataFrame, split: str, settings: Settings) -> list[
             number=i,
             accessions=tuple(group["accession"]),
             sequences=tuple(group["sequence"]),
+            offsets=tuple(group["offset"].tolist()),
             shuffle_seed=(*seed, i + 1),
         )
         for i, (_, group) in enumerate(table.groupby(number, sort=True))

@@ -42,6 +42,7 @@ class StoreMetadata(BaseModel):
         d_model: Row width.
         block_rows: Rows of a block; the last block of each chunk group may be shorter.
         num_tokens: Split -> number of rows (residues).
+        num_masked: Split -> number of residues that were left out as not finite (`masked.csv`); None if none was.
         normaliser: Scale of the train rows.
         sequences_sha256: sha256 of the `sequences.parquet` that was embedded.
         location: `s3://bucket/prefix` below which the chunks are, or None if they are beside `store.json`.
@@ -58,6 +59,7 @@ class StoreMetadata(BaseModel):
     d_model: int = Field(gt=0)
     block_rows: int = Field(gt=0)
     num_tokens: dict[str, int]
+    num_masked: dict[str, int] | None = None
     normaliser: Normaliser
     sequences_sha256: str
     location: str | None = None

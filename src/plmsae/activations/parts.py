@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from torch import Tensor
 from plmsae.activations.block_table import hash_blocks
 from plmsae.activations.chunks import Block, read_block_table
 from plmsae.activations.metadata import DTYPES, StoreDtype
+from plmsae.activations.non_finite import NonFinite, Policy, find_non_finite, refusal
 from plmsae.activations.statistics import RowStatistics
 from plmsae.activations.upload import Upload
 from plmsae.activations.writer import write_chunks
 from plmsae.artifacts.atomic import write_bytes, write_text
 from plmsae.artifacts.checksums import sha256_bytes, sha256_file
-from plmsae.errors import DataError
 from plmsae.params import canonical_json
 from plmsae.plms.base import ProteinLM
 from plmsae.plms.batching import length_sorted_batches
@@ -51,6 +51,7 @@ class Settings:
         max_tokens_per_batch: Tokens that go through the model at once.
         shuffle_pool_rows: Rows that are shuffled together, about: the size of a part.
         seed: Seed of the shuffling.
+        non_finite: What to do with rows that are not finite in the stored type: `refuse`, or `mask` (leave them out).
     """
 
     layer: int
@@ -60,6 +61,11 @@ class Settings:
     max_tokens_per_batch: int = 4096
     shuffle_pool_rows: int = 262_144
     seed: int = 0
+    non_finite: Policy = "refuse"
+
+    def described(self) -> dict[str, Any]:
+        """What names the bytes; without the default policy, so that stores made before there was one keep theirs."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("non_finite", "refuse")}
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Part:
         number: 0-based within the split.
         accessions: Their accessions.
         sequences: Their sequences.
+        offsets: 0-based position in the protein at which each starts.
         shuffle_seed: Seeds the order of the rows.
     """
 
@@ -78,6 +85,7 @@ class Part:
     number: int
     accessions: tuple[str, ...]
     sequences: tuple[str, ...]
+    offsets: tuple[int, ...]
     shuffle_seed: tuple[int, ...]
 
     @property
@@ -107,7 +115,7 @@ class PartStore:
     ) -> None:
         self.folder, self.plm, self.settings, self.threads, self.upload = folder, plm, settings, threads, upload
         place = str(upload.place) if upload else None
-        self._identity = canonical_json({**vars(settings), "plm_revision": plm.revision, "place": place})
+        self._identity = canonical_json({**settings.described(), "plm_revision": plm.revision, "place": place})
 
     def is_finished(self, part: Part) -> bool:
         """Whether the part is there, was made from the same things and has intact files, uploaded ones included.
@@ -122,6 +130,7 @@ class PartStore:
                 Path(name).name != name for name in record["files"]
             ):
                 return False
+            self.masked(part)
             if self.upload is not None:
                 self.refer(part)  # a record from a bucket may be damaged
             return all(self._is_intact(part, name, sha256, record) for name, sha256 in record["files"].items())
@@ -145,12 +154,14 @@ class PartStore:
         temporary = self.folder / f".{part.name}"
         for folder in (final, temporary):
             shutil.rmtree(folder, ignore_errors=True)
-        rows, statistics = self._embed(part, progress)
+        rows, statistics, masked = self._embed(part, progress)
         order = torch.from_numpy(np.random.default_rng(part.shuffle_seed).permutation(len(rows)))
         index = write_chunks(temporary, rows, order, self.settings.block_rows)
         write_bytes(temporary / STATISTICS, save(statistics.tensors()))
         files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         record: dict[str, Any] = {"identity": self._identity_of(part), "files": files, "index": index}
+        if masked:
+            record["masked"] = [asdict(one) for one in masked]
         if self.upload is not None:
             record["blocks"] = self._hash_blocks(temporary, index)
         write_text(temporary / RECORD, json.dumps(record, sort_keys=True))
@@ -177,6 +188,10 @@ class PartStore:
     def statistics(self, part: Part) -> RowStatistics:
         """Statistics of a finished part."""
         return RowStatistics.from_tensors(load_file(self.folder / part.name / STATISTICS))
+
+    def masked(self, part: Part) -> list[NonFinite]:
+        """What was left out of a finished part."""
+        return [NonFinite(**one) for one in self._record(part).get("masked", ())]
 
     def refer(self, part: Part) -> tuple[dict[str, Any], list[Block]]:
         """LitData's index of the uploaded chunks of a part, under their names in the bucket, and their blocks."""
@@ -207,32 +222,41 @@ class PartStore:
             chunks.append({**chunk, "filename": name})
         return {**index, "chunks": chunks}
 
-    def _embed(self, part: Part, progress: Progress) -> tuple[Tensor, RowStatistics]:
-        """Rows [num_rows, d_model] in the stored type, proteins by length, and their statistics."""
+    def _embed(self, part: Part, progress: Progress) -> tuple[Tensor, RowStatistics, list[NonFinite]]:
+        """Rows [num_rows, d_model] in the stored type, proteins by length, their statistics, and what is left out."""
         settings, plm = self.settings, self.plm
         lengths = np.array([len(sequence) for sequence in part.sequences])
         batches = length_sorted_batches(lengths, settings.max_tokens_per_batch)
         stops = np.cumsum([lengths[batch].sum() for batch in batches])
         rows = torch.empty(part.num_rows, plm.d_model, dtype=DTYPES[settings.dtype])
+        kept = torch.ones(part.num_rows, dtype=torch.bool)
 
-        def embed(work: tuple[npt.NDArray[np.int64], int]) -> RowStatistics:
+        def embed(work: tuple[npt.NDArray[np.int64], int]) -> tuple[int, RowStatistics, list[NonFinite]]:
             batch, stop = work
             accessions = [part.accessions[i] for i in batch]
             tokens = plm.tokenize([part.sequences[i] for i in batch], accessions)
             hidden = plm.hidden(tokens, settings.layer, settings.hook)
             stored = hidden.to(rows.dtype)
-            if not bool(torch.isfinite(stored).all()):
-                raise _not_finite(plm, settings, hidden, stored, accessions, lengths[batch])
-            rows[stop - len(stored) : stop] = stored
+            size, finite = len(stored), torch.isfinite(stored).all(dim=1)
+            rows[stop - size : stop] = stored
+            found: list[NonFinite] = []
+            if not bool(finite.all()):
+                offsets = [part.offsets[i] for i in batch]
+                found = find_non_finite(hidden, finite, accessions, offsets, lengths[batch].tolist())
+                if settings.non_finite == "refuse":
+                    raise refusal(found[0], layer=settings.layer, plm=plm.name, dtype=settings.dtype)
+                kept[stop - size : stop] = finite
+                hidden, stored = hidden[finite], stored[finite]
             statistics = RowStatistics.zeros(plm.d_model)
             statistics.add(hidden, stored)
-            return statistics
+            return size, statistics, found
 
-        total = RowStatistics.zeros(plm.d_model)
-        for statistics in ordered_map(embed, zip(batches, stops.tolist(), strict=True), self.threads):
+        total, masked = RowStatistics.zeros(plm.d_model), []
+        for size, statistics, found in ordered_map(embed, zip(batches, stops.tolist(), strict=True), self.threads):
             total.merge(statistics)
-            progress.update(int(statistics.count))
-        return rows, total
+            masked += found
+            progress.update(size)
+        return rows[kept] if masked else rows, total, masked
 
     def _hash_blocks(self, folder: Path, index: Mapping[str, Any]) -> list[tuple[str, int, int, str]]:
         """Chunk, offset, rows and sha256 of every block of the part."""
@@ -256,24 +280,3 @@ class PartStore:
 def _object_name(part: Part, file: str, sha256: str) -> str:
     """Name of a chunk in a bucket: it says the content, so that no upload ever replaces other values."""
     return f"chunk-{part.number}-{file.removesuffix('.bin').rpartition('-')[2]}-{sha256[:16]}.bin"
-
-
-def _not_finite(
-    plm: ProteinLM,
-    settings: Settings,
-    hidden: Tensor,
-    stored: Tensor,
-    accessions: list[str],
-    lengths: npt.NDArray[np.int64],
-) -> DataError:
-    row = int((~torch.isfinite(stored)).any(dim=1).nonzero()[0, 0])
-    ends = np.cumsum(lengths)
-    protein = int(np.searchsorted(ends, row, side="right"))
-    position = row - int(ends[protein] - lengths[protein]) + 1
-    overflow = bool(torch.isfinite(hidden[row]).all())
-    return DataError(
-        f"layer {settings.layer} of '{plm.name}' gives values that are not finite"
-        + (f" in {settings.dtype} (largest: {float(hidden[row].abs().max()):.4g})" if overflow else ""),
-        where=f"{accessions[protein]}, residue {position}",
-        fix="store as bfloat16 or float32" if overflow else "drop the protein, or check the model's weights",
-    )

@@ -46,9 +46,11 @@ def write_chunks(folder: Path, rows: Tensor, order: Tensor, block_rows: int) -> 
         block_rows: Rows of a block; the last one takes what is left.
 
     Returns:
-        LitData's index of these chunks: `chunks` (file name, bytes, number of blocks) and `config`.
+        LitData's index of these chunks: `chunks` (file name, bytes, number of blocks) and `config`; no rows, no chunks.
     """
     folder.mkdir(parents=True)
+    if not len(rows):
+        return {"chunks": [], "config": None}
     block_bytes = block_rows * rows.shape[1] * rows.element_size()
     writer = BinaryWriter(
         str(folder), chunk_size=max(1, CHUNK_BYTES // block_bytes), serializers={"tensor": _BlockSerializer()}
@@ -65,8 +67,11 @@ def write_chunks(folder: Path, rows: Tensor, order: Tensor, block_rows: int) -> 
 def write_index(folder: Path, parts: list[dict[str, Any]]) -> None:
     """Write LitData's `index.json` for chunk files of several `write_chunks` calls that now lie in `folder`.
 
+    At least one of them must have had rows.
+
     `updated_at`, by which LitData tells whether its cache of a remote store is stale, is a hash of the index here.
     """
-    index = {"chunks": [chunk for part in parts for chunk in part["chunks"]], "config": parts[0]["config"]}
+    config = next(part["config"] for part in parts if part["chunks"])
+    index = {"chunks": [chunk for part in parts for chunk in part["chunks"]], "config": config}
     index["updated_at"] = sha256_bytes(canonical_json(index).encode())[:16]
     write_text(folder / INDEX, json.dumps(index, sort_keys=True, indent=1) + "\n")

@@ -44,6 +44,11 @@ class ExtractActivationsParams(Params):
         le=16_777_216,
         description="Rows that are shuffled across proteins and written together; also the unit of resuming.",
     )
+    non_finite: Literal["refuse", "mask"] = Field(
+        default="refuse",
+        description="Residues with values that are not finite in the stored type (float16 ends at 65504): refuse the "
+        "run and name the first, or mask them: leave them out, counted and listed in `masked.csv`.",
+    )
     threads: int = Field(default=2, ge=1, le=256, description="CPU cores; the result does not depend on it.")
     seed: int = Field(default=0, ge=0, description="Seed of the shuffling.")
     store: str | None = Field(
@@ -78,7 +83,8 @@ def run(context: StageContext) -> StageResult:
 
     Raises:
         UserError: Unknown model, layer or hook; a bucket that is not there or may not be written.
-        DataError: Sequences that the model cannot take, values that are not finite, or a store that fails its checks.
+        DataError: Sequences that the model cannot take, values that are not finite (unless they are masked), or a store
+            that fails its checks.
         TryAgainError: The model's hub or the bucket cannot be reached.
     """
     from platform import machine
@@ -88,6 +94,8 @@ def run(context: StageContext) -> StageResult:
 
     from plmsae.activations.check import check_store
     from plmsae.activations.extract import SPLITS, extract
+    from plmsae.activations.metadata import read_metadata
+    from plmsae.activations.non_finite import describe_masked
     from plmsae.activations.parts import Settings
     from plmsae.activations.upload import publish
     from plmsae.artifacts.checksums import sha256_bytes
@@ -106,9 +114,11 @@ def run(context: StageContext) -> StageResult:
         max_tokens_per_batch=params.max_tokens_per_batch,
         shuffle_pool_rows=params.shuffle_pool_rows,
         seed=params.seed,
+        non_finite=params.non_finite,
     )
     sequences = pd.read_parquet(
-        context.inputs["sequences"] / "sequences.parquet", columns=["accession", "sequence", "length", "split"]
+        context.inputs["sequences"] / "sequences.parquet",
+        columns=["accession", "offset", "sequence", "length", "split"],
     )
     platform = f"{machine()} {torch.backends.cpu.get_cpu_capability()}"
     statistics = extract(
@@ -125,9 +135,10 @@ def run(context: StageContext) -> StageResult:
     )
     num_residues = sequences.groupby("split")["length"].sum().astype(int).to_dict()
     chunks = check_store(context.output, num_residues)
+    num_masked = read_metadata(context.output).num_masked or {}
     require_sound_store(
         chunks.assign(chunk=chunks["split"] + "/" + chunks["chunk"]),
-        num_rows=sum(num_residues[split] for split in SPLITS),
+        num_rows=sum(num_residues[split] - num_masked.get(split, 0) for split in SPLITS),
         where=str(context.output),
     )
     publish(context.output)
@@ -142,6 +153,8 @@ def run(context: StageContext) -> StageResult:
         "centred_fraction": train.centred_fraction,
         "relative_rounding_error": train.relative_rounding_error,
     }
+    if params.non_finite == "mask":
+        metrics |= {f"num_masked_{split}": num_masked.get(split, 0) for split in SPLITS}
     summary = (
         f"{metrics['num_tokens_train']:,} residues of {num_proteins['train']:,} train proteins and "
         f"{metrics['num_tokens_valid']:,} of {num_proteins['valid']:,} valid proteins: layer {params.layer} "
@@ -150,4 +163,4 @@ def run(context: StageContext) -> StageResult:
         f"{train.num_outliers:,} rows have a norm above ten times the median ({train.median_norm:.4g}), and "
         f"{train.centred_fraction:.0%} of the mean squared norm is around the mean row."
     )
-    return StageResult(metrics, summary)
+    return StageResult(metrics, f"{summary} {describe_masked(context.output)}".rstrip())

@@ -130,7 +130,7 @@ def store_suite(*, num_rows: int, max_mean_norm: float = 1e6) -> Suite:
     """Rules of the summary of an activation store: one row per chunk with chunk, num_rows, num_nonfinite, mean_norm.
 
     Args:
-        num_rows: Number of activation rows that the store must hold, one per residue.
+        num_rows: Number of activation rows that the store must hold, one per residue that was not masked.
         max_mean_norm: Greatest plausible mean Euclidean norm of a chunk's rows.
     """
     rules = (
