@@ -21,6 +21,7 @@ from plmsae.cluster.connection import translated
 from plmsae.cluster.images import Found, look_up, parse_reference
 from plmsae.cluster.package import Package
 from plmsae.cluster.sections import pipeline_arguments
+from plmsae.artifacts.sources import is_remote
 from plmsae.errors import DataError, UserError, did_you_mean
 from plmsae.params import ParamsFile, canonical_json
 from plmsae.stages.catalog import stages
@@ -85,7 +86,7 @@ def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] =
     for stage in used:
         for name in stage.source_files:
             source, field = arguments.get(name), f"{stage.section}.{name}"
-            if name in package.parameters and isinstance(source, str) and not source.startswith("s3://"):
+            if name in package.parameters and isinstance(source, str) and not is_remote(source):
                 raise UserError(
                     f"parameter '{field}' = '{source}' is a file of this machine, which a cluster cannot read",
                     where=file.where(field),

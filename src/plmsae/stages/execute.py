@@ -24,6 +24,7 @@ import plmsae
 from plmsae.artifacts.atomic import swap_folder, write_text
 from plmsae.artifacts.checksums import sha256_bytes, sha256_file, sha256_tree
 from plmsae.artifacts.manifest import MANIFEST_NAME, Manifest, list_files, manifest_sha256, verify, write_manifest
+from plmsae.artifacts.sources import fetch, is_remote
 from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError, did_you_mean
 from plmsae.params import Params, canonical_json
 from plmsae.stages.spec import Stage, StageContext, StageResult
@@ -178,18 +179,18 @@ def _verified(stage: Stage, port: str, folder: Path) -> Manifest:
 
 
 def source_file(stage: Stage, params: Params, name: str, root: Path, state: Path) -> Path:
-    """The raw file that a parameter names, fetched first if it is an object of a store.
+    """The raw file that a parameter names, fetched first if it is an object of a store or a file of a web server.
 
     Raises:
         UserError: It does not exist, or access is denied.
-        TryAgainError: The store cannot be reached.
+        DataError: It is not the file that its publisher means.
+        TryAgainError: The store or server cannot be reached.
     """
     where = f"{stage.section}.{name}"
     value = str(getattr(params, name))
-    if value.startswith("s3://"):
-        from plmsae.artifacts.s3 import fetch
-
-        return fetch(value, state / "sources")
+    if is_remote(value):
+        pinned = getattr(params, f"{name}_sha256")
+        return fetch(value, state / "sources", sha256=pinned, where=where)
     path = root / value
     if not path.is_file():
         raise UserError(
