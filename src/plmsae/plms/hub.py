@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from plmsae.errors import DataError, TryAgainError, UserError
-from plmsae.plms.weights import CONFIG, WEIGHTS, WEIGHTS_INDEX
+from plmsae.plms.esm2_weights import CONFIG, WEIGHTS, WEIGHTS_INDEX
 
 
 def download(name: str, revision: str | None) -> tuple[Path, str]:
