@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from plmsae.activations.blocks import BlockStore
 from plmsae.activations.check import check_store
-from plmsae.activations.extract import extract, plan_parts
+from plmsae.activations.extract import extract
 from plmsae.activations.metadata import read_metadata
-from plmsae.activations.parts import Settings
+from plmsae.activations.plan import Settings, plan_parts
 from plmsae.errors import DataError, UserError
 from plmsae.plms import load_plm
 from tests.activations.conftest import huge_tryptophan, write_model
@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def undisturbed(plm, sequences, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("undisturbed")
-    statistics = extract(plm, sequences, folder / "out", folder / "checkpoints", SETTINGS, sequences_sha256=SHA256)
+    (statistics,) = extract(plm, sequences, folder / "out", folder / "checkpoints", SETTINGS, sequences_sha256=SHA256)
     return folder / "out", statistics
 
 
@@ -185,7 +185,7 @@ from pathlib import Path
 import pandas as pd
 from plmsae.activations.extract import extract
 from plmsae.plms import load_plm
-from plmsae.activations.parts import Settings
+from plmsae.activations.plan import Settings
 from tests.activations.test_extract import SHA256
 root, settings = Path(sys.argv[1]), Settings(**json.loads(sys.argv[2]))
 def pause(part):
@@ -285,7 +285,7 @@ def test_overflow_of_float16_names_the_protein_and_the_way_out(sequences, tmp_pa
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_other_types(plm, sequences, tmp_path, dtype):
     settings = Settings(**{**vars(SETTINGS), "dtype": dtype})
-    statistics = extract(plm, sequences, tmp_path / "o", tmp_path / "c", settings, sequences_sha256=SHA256)
+    (statistics,) = extract(plm, sequences, tmp_path / "o", tmp_path / "c", settings, sequences_sha256=SHA256)
     error = statistics["train"].relative_rounding_error
     assert error == 0 if dtype == "float32" else 1e-5 < error < 5e-4
     torch_dtype = getattr(torch, dtype)

@@ -24,7 +24,7 @@ from plmsae.activations.cache import BlockCache
 from plmsae.activations.check import check_store
 from plmsae.activations.extract import extract
 from plmsae.activations.metadata import read_metadata
-from plmsae.activations.parts import Settings
+from plmsae.activations.plan import Settings
 from plmsae.activations.reader import ActivationReader
 from plmsae.activations.upload import publish
 from plmsae.artifacts.s3 import S3, S3Uri
