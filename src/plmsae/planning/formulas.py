@@ -18,7 +18,7 @@ from math import ceil
 from plmsae.errors import UserError, did_you_mean
 from plmsae.planning.models import Transformer
 
-HOOKS = ("residual", "attention", "mlp")
+HOOKS = ("embedding", "residual", "attention", "mlp", "final_norm")  # those of plmsae.plms.base.ProteinLM
 
 # ---- protein language models -------------------------------------------------------------------------------------
 
@@ -58,20 +58,21 @@ def language_head_flops(plm: Transformer, tokens: float) -> float:
 def depth(plm: Transformer, layer: int, hook: str) -> tuple[int, bool]:
     """What has to be computed for a hook: (whole blocks, whether the next block's attention as well).
 
-    Layer 0 is the embedding; `residual` at l is the stream after block l (at L after the final norm, which has no
-    matrix product); `attention` and `mlp` at l are what these give inside block l.
+    `residual` at l is the stream after block l, `attention` and `mlp` at l what these give inside block l; `embedding`
+    has layer 0 alone and `final_norm` layer L alone, and neither has a matrix product of its own.
 
     Raises:
         UserError: The hook or layer does not exist.
     """
     if hook not in HOOKS:
         raise UserError(f"no hook '{hook}'", where="hook", fix=did_you_mean(hook, HOOKS))
-    first = 0 if hook == "residual" else 1
-    if not first <= layer <= plm.layers:
+    first = {"embedding": 0, "residual": 0, "final_norm": plm.layers}.get(hook, 1)
+    last = 0 if hook == "embedding" else plm.layers
+    if not first <= layer <= last:
         raise UserError(
             f"'{plm.name}' has no layer {layer} with hook '{hook}'",
             where="layer",
-            fix=f"use {first} to {plm.layers}",
+            fix=f"use {first}" if first == last else f"use {first} to {last}",
         )
     return (layer - 1, True) if hook == "attention" else (layer, False)
 
@@ -119,7 +120,9 @@ def store_size(
     chunk file takes as many whole blocks as fit into 64 MiB, at least one. Beside the values there are 20 bytes per
     block and a table of 4 (blocks + 2) bytes per chunk.
     """
-    parts = max(1, ceil(rows / part_rows))
+    if not rows:
+        return 0.0, 0, 0, 0
+    parts = ceil(rows / part_rows)
     blocks = ceil(rows / parts / block_rows)
     in_chunk = max(1, CHUNK_BYTES // (block_rows * row_bytes(d_model, dtype)))
     chunks = ceil(blocks / in_chunk)
