@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from plmsae.planning.models import Transformer
     from plmsae.planning.papers import Paper
     from plmsae.planning.request import Corpus, Machine, Request
+    from plmsae.stages.extract_activations import ExtractActivationsParams
     from plmsae.stages.ingest import IngestParams
 
 SUMMARY = "say what a run will take before it runs"
@@ -109,7 +110,7 @@ def _request(args: argparse.Namespace) -> Request:
         plm=plm,
         corpus=corpus,
         storing=Storing(
-            captures=_captures(args, plm, facts, extract.layer, extract.hook),
+            captures=_captures(args, plm, extract),
             dtype=extract.dtype,
             block_rows=extract.block_rows,
             part_rows=extract.shuffle_pool_rows,
@@ -160,22 +161,25 @@ def _load(file: ParamsFile, model: type[P], section: str, *, partial: bool) -> P
 
 
 def _captures(
-    args: argparse.Namespace, plm: Transformer, facts: Paper | None, layer: int, hook: str
+    args: argparse.Namespace, plm: Transformer, extract: ExtractActivationsParams
 ) -> tuple[tuple[int, str], ...]:
     """Every (layer, hook) to store; `embedding` and `final_norm` stand at one layer each."""
     from plmsae.errors import UserError
 
-    layers = [layer] if facts is None else list(facts.layers)
-    if args.layers:
+    places = [(extract.layer, extract.hook), *((place.layer, place.hook) for place in extract.also)]
+    if args.layers is None and args.hooks is None:
+        return tuple(places)
+    layers = [layer for layer, _ in places]
+    if args.layers is not None:
         try:
             layers = [int(text) for text in args.layers.split(",")]
         except ValueError:
             raise UserError(
                 f"'{args.layers}' is not a list of layers", where="--layers", fix="for example --layers 9,18,33"
             ) from None
-    hooks = args.hooks.split(",") if args.hooks else [hook]
+    hooks = args.hooks.split(",") if args.hooks is not None else [hook for _, hook in places]
     fixed = {"embedding": 0, "final_norm": plm.layers}
-    return tuple(dict.fromkeys((fixed.get(name, number), name) for number in layers for name in hooks))
+    return tuple(dict.fromkeys((fixed.get(hook, layer), hook) for layer in layers for hook in hooks))
 
 
 def _corpus(args: argparse.Namespace, ingest: IngestParams, facts: Paper | None) -> Corpus:

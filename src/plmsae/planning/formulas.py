@@ -6,8 +6,9 @@ of a batch, T tokens of one sequence with its special ones, a inner width of the
 network, L blocks.
 
 Sources: the published architectures (ESM-2, Lin et al. 2023; ESM C, EvolutionaryScale 2024; ProtT5, Elnaggar et al.
-2021); for the training of a dictionary the counts follow from its six matrix products, derived here. The tests compare
-with torch's counter on real models and steps, with parameter counts of the real classes and with files on a disk.
+2021; ProGen2, Nijkamp et al. 2023). For the training of a dictionary the counts follow from its matrix products,
+derived here. The tests compare with torch's counter on real models and steps, with parameter counts of the real
+classes and with files on a disk.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ HOOKS = ("embedding", "residual", "attention", "mlp", "final_norm")  # those of 
 
 
 def plm_parameters(plm: Transformer) -> int:
-    """Parameters of the masked language model with its heads (ESM-2, ESM C), or of the encoder alone (ProtT5)."""
+    """Parameters of the language model with its heads (ESM-2, ESM C, ProGen2), or of the encoder alone (ProtT5)."""
     d, a, f, L, V = plm.d_model, plm.attention, plm.ffn, plm.layers, plm.vocabulary
     if plm.family == "t5":  # no biases, RMS norms, one table of 32 relative positions per head
         return V * d + L * (4 * d * a + 2 * d * f + 2 * d) + 32 * plm.heads + d
     if plm.family == "esmc":  # LayerNorms on query and key without bias; its head is not tied to the embedding
         block = 4 * d * a + 3 * d * f + 2 * a + 4 * d
         return V * d + L * block + d + (d * d + d + 2 * d + V * d + V)
+    if plm.family == "progen":  # one LayerNorm per block, biases in the feed-forward network alone, a head of its own
+        block = 4 * d * a + 2 * d * f + f + d + 2 * d
+        return V * d + L * block + 2 * d + V * d + V
     block = (4 * d * a + 3 * a + d) + (2 * d * f + f + d) + 4 * d
     contact_head = L * plm.heads + 1
     language_head = d * d + d + 2 * d + V  # its last matrix is the embedding
@@ -51,8 +55,11 @@ def feed_forward_flops(plm: Transformer, tokens: float) -> float:
 
 
 def language_head_flops(plm: Transformer, tokens: float) -> float:
-    """From the last hidden state to the scores of every token: T x d x d and T x d x V."""
-    return 2 * plm.d_model * (plm.d_model + plm.vocabulary) * tokens
+    """From the last hidden state to the scores of every token: T x d x d (masked LMs) and T x d x V; ProtT5: none."""
+    if plm.family == "t5":
+        return 0.0
+    dense = 0 if plm.family == "progen" else plm.d_model
+    return 2 * plm.d_model * (dense + plm.vocabulary) * tokens
 
 
 def depth(plm: Transformer, layer: int, hook: str) -> tuple[int, bool]:

@@ -1,14 +1,15 @@
 """Dimensions of protein language models, without their weights: the known ones, and any folder with a `config.json`.
 
 Sources: the configurations published with the checkpoints (facebook/esm2_*, facebook/esmfold_v1, biohub/ESMC-*,
-Rostlab/prot_t5_xl_uniref50); the tests build each from transformers' class of the family and count its parameters.
+Rostlab/prot_t5_xl_*, hugohrban/progen2-*); the tests build each from transformers' class of the family and count its
+parameters.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Transformer:
 
     Attributes:
         name: Name of the model.
-        family: `esm` (ESM-2), `esmc` or `t5` (the encoder).
+        family: `esm` (ESM-2), `esmc`, `t5` (the encoder) or `progen` (ProGen2, causal).
         layers: Number of blocks, L.
         d_model: Width of the residual stream, d.
         heads: Attention heads.
@@ -67,6 +68,12 @@ def _esmc(name: str, layers: int, d_model: int, heads: int) -> Transformer:
     return Transformer(name, "esmc", layers, d_model, heads, d_model // heads, ffn, 64, 2, 2046)
 
 
+def _progen2(name: str, layers: int, d_model: int, heads: int, positions: int) -> Transformer:
+    return Transformer(
+        name, "progen", layers, d_model, heads, d_model // heads, 4 * d_model, 32, 2, positions - 2
+    )  # fmt: skip
+
+
 _KNOWN = {
     model.name: model
     for model in (
@@ -80,7 +87,13 @@ _KNOWN = {
         _esmc("biohub/ESMC-300M", 30, 960, 15),
         _esmc("biohub/ESMC-600M", 36, 1152, 18),
         _esmc("biohub/ESMC-6B", 80, 2560, 40),
+        Transformer("Rostlab/prot_t5_xl_half_uniref50-enc", "t5", 24, 1024, 32, 128, 16384, 128, 1, None),
         Transformer("Rostlab/prot_t5_xl_uniref50", "t5", 24, 1024, 32, 128, 16384, 128, 1, None),
+        _progen2("hugohrban/progen2-small", 12, 1024, 16, 1024),
+        _progen2("hugohrban/progen2-medium", 27, 1536, 16, 1024),
+        _progen2("hugohrban/progen2-base", 27, 1536, 16, 2048),
+        _progen2("hugohrban/progen2-large", 32, 2560, 32, 1024),
+        _progen2("hugohrban/progen2-xlarge", 32, 4096, 16, 1024),
     )
 }
 
@@ -94,16 +107,18 @@ def transformer(name: str, root: Path = Path()) -> Transformer:
     """The dimensions of a model.
 
     Args:
-        name: A known name, or the path of a checkpoint folder, relative to `root`.
+        name: A known name, or the path of a checkpoint folder, relative to `root`; a control of either
+            (`NAME?permuted=SEED`) has the dimensions of its model.
         root: Folder that a relative path starts from.
 
     Raises:
         UserError: The name is not known and no folder, or the folder's family is not known.
         DataError: The folder's `config.json` is not valid.
     """
-    if name in _KNOWN:
-        return _KNOWN[name]
-    folder = _SMALL if name == BUNDLED else root / Path(name).expanduser()
+    base = name if (root / name).is_dir() else name.partition("?")[0]
+    if base in _KNOWN:
+        return replace(_KNOWN[base], name=name)
+    folder = _SMALL if base == BUNDLED else root / Path(base).expanduser()
     if not folder.is_dir():
         raise UserError(
             f"the dimensions of PLM '{name}' are not known",
@@ -159,8 +174,18 @@ def _read_t5(name: str, raw: Mapping[str, Any]) -> Transformer:
     )  # fmt: skip
 
 
+def _read_progen(name: str, raw: Mapping[str, Any]) -> Transformer:
+    d_model, heads = int(raw["n_embd"]), int(raw["n_head"])
+    return Transformer(
+        name, "progen", int(raw["n_layer"]), d_model, heads, d_model // heads, int(raw.get("n_inner") or 4 * d_model),
+        int(raw["vocab_size"]), 2, int(raw["n_positions"]) - 2,
+    )  # fmt: skip
+
+
 _READERS: Mapping[str, Callable[[str, Mapping[str, Any]], Transformer]] = {
     "esm": _read_esm,
+    "codegen": _read_progen,
     "esmc": _read_esmc,
+    "progen": _read_progen,
     "t5": _read_t5,
 }

@@ -1,4 +1,4 @@
-"""What papers published about their runs that no parameter of this pipeline holds: corpora, layers, numbers of SAEs.
+"""What papers published about their runs that no parameter of this pipeline holds: corpora and numbers of SAEs.
 
 The settings that are parameters lie in `presets/papers/NAME.yaml`; both have their sources beside them.
 """
@@ -20,8 +20,6 @@ class Paper:
 
     Attributes:
         title: What it is.
-        layers: The layers whose activations are kept.
-        hook: Where in them.
         saes_per_layer: SAEs trained on each.
         num_sequences: Sequences to train on.
         valid_sequences: Sequences held out for choosing.
@@ -33,8 +31,6 @@ class Paper:
     """
 
     title: str
-    layers: tuple[int, ...]
-    hook: str
     saes_per_layer: int
     num_sequences: int
     valid_sequences: int = 0
@@ -66,24 +62,24 @@ _PAPERS = {
     # Held out: 50,000 Swiss-Prot proteins, half for choosing latents and thresholds.
     "interplm-8m": Paper(
         "InterPLM (Simon and Zou 2024), ESM-2 8M, layers 1 to 6, 20 SAEs each",
-        (1, 2, 3, 4, 5, 6), "residual", 20, 5_000_000, 25_000, 25_000, notes=_INTERPLM_NOTES,
+        20, 5_000_000, 25_000, 25_000, notes=_INTERPLM_NOTES,
     ),
     "interplm-650m": Paper(
         "InterPLM (Simon and Zou 2024), ESM-2 650M, six layers, 20 SAEs each",
-        (1, 9, 18, 24, 30, 33), "residual", 20, 5_000_000, 25_000, 25_000, notes=_INTERPLM_NOTES,
+        20, 5_000_000, 25_000, 25_000, notes=_INTERPLM_NOTES,
     ),
     "reticular-3b-l18": Paper(
         "Reticular, SAEFold (Parsan et al. 2025), ESM-2 3B, layer 18, TopK",
-        (18,), "residual", 1, 10_000_000, 0, 10_000, notes=_RETICULAR_NOTES,
+        1, 10_000_000, 0, 10_000, notes=_RETICULAR_NOTES,
     ),
     "reticular-3b-l36": Paper(
         "Reticular, SAEFold (Parsan et al. 2025), ESM-2 3B, layer 36, TopK",
-        (36,), "residual", 1, 10_000_000, 0, 10_000,
+        1, 10_000_000, 0, 10_000,
         notes=(*_RETICULAR_NOTES, "layer 36 is the stream after the final LayerNorm, unlike layer 18"),
     ),
     "reticular-8m": Paper(
         "Reticular, SAEFold (Parsan et al. 2025), ESM-2 8M, TopK",
-        (3,), "residual", 1, 10_000_000, 0, 10_000,
+        1, 10_000_000, 0, 10_000,
         notes=(
             *_RETICULAR_NOTES,
             'published as "16x expansion" with 10,240 latents, but 16 x 320 = 5,120 and 10,240 = 32 x 320: the number '
@@ -93,7 +89,7 @@ _PAPERS = {
     ),
     "interprot-650m": Paper(
         "InterProt (Adams et al. 2025), ESM-2 650M, layer 24, TopK",
-        (24,), "residual", 1, 900_000, 10_000, 90_000, epochs=1, batch_sequences=48,
+        1, 900_000, 10_000, 90_000, epochs=1, batch_sequences=48,
         notes=(
             _MEAN_NOTE,
             "one million sequences, split 90 : 1 : 9",
@@ -103,7 +99,7 @@ _PAPERS = {
     ),
     "esmc-600m": Paper(
         "ESM C interpretability (VictorGtn/sparse-esm-interp), ESM C 600M, MLP of layers 5, 15 and 25",
-        (5, 15, 25), "mlp", 1, 5_000_000, epochs=10,
+        1, 5_000_000, epochs=10,
         notes=(
             "no corpus is published (it takes the user's file); InterPLM's 5 million sequences are assumed: pass "
             "--num-sequences or --sequences",

@@ -14,7 +14,10 @@ def render(plan: Mapping[str, Any]) -> str:
     """The plan as a few tables and lists."""
     extract, train, evaluate = (plan["stages"][name] for name in ("extract_activations", "train_sae", "evaluate"))
     corpus, plm, machine, total = plan["corpus"], plan["plm"], plan["machine"], plan["total"]
-    captures = ", ".join(f"{item['layer']} ({item['hook']})" for item in extract["captures"])
+    captures = "; ".join(
+        f"{', '.join(str(item['layer']) for item in extract['captures'] if item['hook'] == hook)} ({hook})"
+        for hook in dict.fromkeys(item["hook"] for item in extract["captures"])
+    )
     kept = sum(split["sequences"] for split in corpus["splits"].values())
     latents = f"{train['latents']:,} latents" + (f", k {train['k']}" if train["k"] is not None else "")
     lines = [
@@ -54,9 +57,10 @@ def render(plan: Mapping[str, Any]) -> str:
                                if dtype != extract["dtype"])
                    + _write_rate(extract)),
         ("training", f"{train['steps_per_sae']:,} steps, {train['epochs']:.2g} epochs, "
-                     f"{number(train['flops_per_token'], 'FLOP')} per token; reads {amount(train['bytes_read'])} of rows "
-                     f"at {amount(train['read_rate']['assumed'])}/s (floor {amount(train['read_rate']['floor'])}/s) and "
-                     f"moves {amount(train['traffic'])} through the device's memory"),
+                     f"{number(train['flops_per_token'], 'FLOP')} per token; reads {amount(train['bytes_read'])} of "
+                     f"rows at {amount(train['read_rate']['assumed'])}/s (floor "
+                     f"{amount(train['read_rate']['floor'])}/s) and moves {amount(train['traffic'])} through the "
+                     "device's memory"),
         ("memory", f"extraction: weights {amount(memory['weights'])}, batch {amount(memory['batch'])}, pool "
                    f"{amount(memory['pool'])} on the host; training: weights, gradients and Adam "
                    f"{amount(batch['weights_gradients_adam'])}, batch {amount(batch['batch'])}"),
