@@ -15,6 +15,7 @@ from plmsae.artifacts import http as web_module
 from plmsae.artifacts.http import Limits, check_url, get
 from plmsae.artifacts.http_cache import fetch
 from plmsae.artifacts.http_download import Known, download
+from plmsae.artifacts.metalink import Listed
 from plmsae.errors import DataError, TryAgainError, UserError
 from tests.s3server import free_port
 from tests.webserver import WebServer, web
@@ -138,7 +139,7 @@ def test_chunked_answers_are_checked_and_endless_ones_need_a_checksum(web: WebSe
     web.chunked, web.lengths = False, False
     with pytest.raises(DataError, match=r"does not say where the file ends(.|\n)*sha256"):
         download(f"{web.url}/f", tmp_path / "g", limits=FAST)
-    download(f"{web.url}/f", tmp_path / "g", limits=FAST, md5=hashlib.md5(DATA).hexdigest())
+    download(f"{web.url}/f", tmp_path / "g", limits=FAST, listed=Listed(len(DATA), hashlib.md5(DATA).hexdigest()))
     assert (tmp_path / "g").read_bytes() == DATA
 
 

@@ -65,8 +65,7 @@ def fetch(url: str, folder: Path, sha256: str | None = None, limits: Limits | No
             url,
             partial,
             unless=known if kept else None,
-            md5=expected.md5 if expected else None,
-            num_bytes=expected.num_bytes if expected else None,
+            listed=expected,
             verified_later=sha256 is not None,
             limits=limits,
         )

@@ -7,7 +7,6 @@ rest only (`Range` with `If-Range`; RFC 9110, 13.1.5 and 14). A file appears und
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import json
 import os
@@ -23,6 +22,7 @@ from plmsae.artifacts import http as web
 from plmsae.artifacts.atomic import write_text
 from plmsae.artifacts.http import Limits, RangeRefusedError, check_url, content_length, opened, pieces, retrying
 from plmsae.artifacts.http_errors import AskAgainError, shown
+from plmsae.artifacts.metalink import Listed, check
 from plmsae.errors import DataError, UserError
 from plmsae.progress import Progress
 
@@ -47,8 +47,7 @@ def download(
     path: Path,
     *,
     unless: Known | None = None,
-    md5: str | None = None,
-    num_bytes: int | None = None,
+    listed: Listed | None = None,
     verified_later: bool = False,
     limits: Limits | None = None,
 ) -> Known | None:
@@ -58,8 +57,7 @@ def download(
         url: The address.
         path: Where to; `.<name>.part` beside it holds what has arrived so far, also after a failure or a kill.
         unless: Do nothing if the server says that the file is still this one.
-        md5: Hex md5 that the file must have.
-        num_bytes: Size that the file must have.
+        listed: Size and md5 that the file must have.
         verified_later: The caller knows the file's checksum, so an answer whose end cannot be told is taken as well.
         limits: See `Limits`.
 
@@ -68,21 +66,28 @@ def download(
 
     Raises:
         UserError: The address is wrong, the server refuses, or the disk is too small.
-        DataError: The file is too large, not the one that `md5` and `num_bytes` mean, or may have been cut.
+        DataError: The file is too large, not the one that `listed` means, or may have been cut.
         TryAgainError: The server cannot be reached, stays busy or keeps breaking off; the next call goes on.
     """
     limits = limits or web.DEFAULT
     check_url(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    transfer = _Transfer(url, part, limits, unless, endless=verified_later or md5 is not None)
+    transfer = _Transfer(
+        url, part, limits, unless, endless=verified_later or (listed is not None and listed.md5 is not None)
+    )
     try:
         known = retrying(url, limits, transfer.attempt, transfer.num_bytes)
     finally:
         transfer.close()
     if known is None:
         return None
-    _check(part, url, md5, num_bytes)
+    if listed is not None:
+        try:
+            check(part, listed, shown(url))
+        except DataError:
+            part.unlink()  # the next run starts afresh
+            raise
     with part.open("rb") as handle:
         os.fsync(handle.fileno())
     os.replace(part, path)
@@ -200,24 +205,6 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
         raise AskAgainError("the server sends a part of the file without saying which")
     start, end, total = int(found[1]), int(found[2]), found[3]
     return start, int(total) if total != "*" else end + 1
-
-
-def _check(part: Path, url: str, md5: str | None, num_bytes: int | None) -> None:
-    """Refuse a complete file that is not the one that was meant; it is removed, so that the next run starts afresh."""
-    size = part.stat().st_size
-    problem = ""
-    if num_bytes is not None and size != num_bytes:
-        problem = f"has {size:,} bytes, not {num_bytes:,}"
-    elif md5 is not None:
-        with part.open("rb") as handle:
-            found = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        problem = f"has md5 {found}, not {md5}" if found != md5 else ""
-    if problem:
-        part.unlink()
-        raise DataError(
-            f"'{shown(url)}' {problem} as its publisher says",
-            fix="run again; if it stays so, the server's files are of two releases or damaged",
-        )
 
 
 def _write_all(handle: IO[bytes], data: bytes) -> None:

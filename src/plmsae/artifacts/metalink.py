@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -58,9 +59,43 @@ def parse(text: str, where: str) -> Metalink:
     return Metalink(release, files, text)
 
 
-def read_beside(path: Path) -> Metalink | None:
-    """The list that lies beside a file on this disk, or None."""
+def release_of(path: Path) -> str:
+    """The release of a file on this disk by the list that lies beside it; empty if none does, or it is not listed.
+
+    Raises:
+        DataError: The list cannot be read, or the file is not the one that it means.
+    """
     listing = path.parent / NAME
     if not listing.is_file():
-        return None
-    return parse(listing.read_text(encoding="utf-8", errors="replace"), str(listing))
+        return ""
+    found = parse(listing.read_text(encoding="utf-8", errors="replace"), str(listing))
+    listed = found.files.get(path.name)
+    if listed is None:
+        return ""
+    check(path, listed, str(path))
+    return found.release
+
+
+def check(path: Path, listed: Listed, shown: str) -> None:
+    """Compare a file with what its publisher says about it.
+
+    Args:
+        path: The file.
+        listed: What the list says.
+        shown: Its address, for the message.
+
+    Raises:
+        DataError: Size or md5 differ.
+    """
+    size, problem = path.stat().st_size, ""
+    if listed.num_bytes is not None and size != listed.num_bytes:
+        problem = f"has {size:,} bytes, not {listed.num_bytes:,}"
+    elif listed.md5 is not None:
+        with path.open("rb") as handle:
+            md5 = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        problem = f"has md5 {md5}, not {listed.md5}" if md5 != listed.md5 else ""
+    if problem:
+        raise DataError(
+            f"'{shown}' {problem} as its publisher says",
+            fix="bring it again; if it stays so, file and list are of two releases or damaged",
+        )

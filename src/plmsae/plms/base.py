@@ -130,16 +130,22 @@ class ProteinLM(ABC):
         """
 
     @abstractmethod
-    def hidden_at(self, tokens: Tokens, places: Sequence[Place]) -> list[Tensor]:
+    def hidden_at(self, tokens: Tokens, places: Sequence[Place], edit: Edit | None = None) -> list[Tensor]:
         """Hidden states at several places in one pass; layers after the last of them are not computed.
 
         What is read at one place does not depend on which others are read.
+
+        Args:
+            tokens: The batch.
+            places: Where to read.
+            edit: Made on the way; the edited place itself is read after it.
 
         Returns:
             fp32 [R, d_model] each, in the order of `places`, residue rows in batch order.
 
         Raises:
-            UserError: A layer or hook does not exist.
+            UserError: A layer or hook does not exist, or the edit's function returns another shape.
+            DataError: The edit's function returns values that are not finite.
         """
 
     def hidden(self, tokens: Tokens, layer: int, hook: str = RESIDUAL) -> Tensor:

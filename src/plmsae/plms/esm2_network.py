@@ -7,29 +7,21 @@ the wanted one, no rotary copies, and each residual sum and GELU inside the prod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from plmsae.plms.alphabet import MASK
+from plmsae.plms.alphabet import ESM_MASK
 from plmsae.plms.base import ATTENTION, MLP, Tokens
-from plmsae.plms.esm2_weights import Affine, Block, EsmWeights
-from plmsae.plms.linear import linear, linear_add, linear_gelu
+from plmsae.plms.esm2_weights import Block, EsmWeights
+from plmsae.plms.linear import Affine, linear, linear_add, linear_gelu
 from plmsae.plms.network import Layout, Network, Tap, attend, no_tap
+from plmsae.plms.rotary import rotate_
 
 # Share of tokens that ESM replaced by <mask> in training (15 % selected, 80 % of those masked). The embedding is
 # scaled as if as many were masked now (EsmEmbeddings of transformers; `token_dropout` of fair-esm).
 MASKED_IN_TRAINING = 0.15 * 0.8
 FFN_ROWS = 1024  # rows per feed-forward call: the widened activations stay in the cache
-
-
-@dataclass(frozen=True)
-class RotaryLayout(Layout):
-    """With `factors` complex64 [N, 1, 1, head_dim / 2], the rotary factor of each token."""
-
-    factors: Tensor
 
 
 class Esm2Network(Network):
@@ -40,24 +32,23 @@ class Esm2Network(Network):
         self.config = weights.config
         self.num_layers = weights.config.num_hidden_layers
         self.d_model = weights.config.hidden_size
-
-    def layout(self, lengths: Tensor) -> RotaryLayout:
-        """See `Network.layout`."""
-        plain = Layout.of(lengths)
-        return RotaryLayout(plain.runs, plain.positions, plain.rotation(self.weights.inverse_frequencies))
+        self.inverse_frequencies = weights.inverse_frequencies
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """Layer 0, [N, d]: `<mask>` is zero, the rest is scaled by 0.88 / (1 - masked share of its sequence)."""
-        hidden = self.weights.embedding[tokens.ids]
+        """See `Network.embed`: `<mask>` is zero, the rest is scaled by 0.88 / (1 - masked share of its sequence)."""
+        embedding = self.weights.embedding
+        ids = tokens.ids.to(embedding.device)
+        hidden = embedding[ids]
         if not self.config.token_dropout:
             return hidden
         hidden *= 1 - MASKED_IN_TRAINING
-        masked = tokens.ids == MASK
+        masked = ids == ESM_MASK
         if bool(masked.any()):
             hidden[masked] = 0.0
-            counts = torch.segment_reduce(masked.float(), "sum", lengths=tokens.lengths)
-            kept = 1 - counts / tokens.lengths
-            hidden /= torch.repeat_interleave(kept, tokens.lengths)[:, None]
+            lengths = tokens.lengths.to(ids.device)
+            counts = torch.segment_reduce(masked.float(), "sum", lengths=lengths)
+            kept = 1 - counts / lengths
+            hidden /= torch.repeat_interleave(kept, lengths)[:, None]
         return hidden
 
     def block(self, index: int, hidden: Tensor, layout: Layout, tap: Tap = no_tap) -> Tensor:
@@ -66,7 +57,6 @@ class Esm2Network(Network):
         The sums are inside the products, where a tap cannot see what is added: for it the product is made again, and
         a change of it is added as a difference, so that an edit that changes nothing gives the same bytes.
         """
-        assert isinstance(layout, RotaryLayout)
         block = self.weights.blocks[index]
         attended = self._attend(block, hidden, layout)
         out = linear_add(attended, block.attention_out.weight, block.attention_out.bias, hidden)
@@ -87,16 +77,18 @@ class Esm2Network(Network):
         return self._norm(hidden, self.weights.final_norm)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Scores from normalised rows, [n, d] -> [n, V]."""
-        weights = self.weights
-        hidden = self._norm(linear_gelu(hidden, weights.head_dense.weight, weights.head_dense.bias), weights.head_norm)
-        return linear(hidden, weights.decoder.weight, weights.decoder.bias)
+        """See `Network.head`."""
+        head = self.weights.head
+        assert head is not None
+        hidden = self._norm(linear_gelu(hidden, head.dense.weight, head.dense.bias), head.norm)
+        return linear(hidden, head.decoder.weight, head.decoder.bias)
 
-    def _attend(self, block: Block, hidden: Tensor, layout: RotaryLayout) -> Tensor:
+    def _attend(self, block: Block, hidden: Tensor, layout: Layout) -> Tensor:
         heads, width = self.config.num_attention_heads, self.config.head_dim
         qkv = linear(self._norm(hidden, block.attention_norm), block.qkv.weight, block.qkv.bias)
-        torch.view_as_complex(qkv.view(-1, 3, heads, width // 2, 2)[:, :2]).mul_(layout.factors)
-        query, key, value = qkv.view(-1, 3, heads, width).unbind(1)
+        qkv = qkv.view(-1, 3, heads, width)
+        rotate_(qkv[:, :2], layout.rotation)
+        query, key, value = qkv.unbind(1)
         return attend(query, key, value, layout)
 
     def _norm(self, hidden: Tensor, affine: Affine) -> Tensor:

@@ -9,6 +9,7 @@ missing or gives another result than `F.linear`, `F.linear` is used.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,25 +18,39 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Affine:
+    """Weight and bias of a linear layer ([out, in] and [out]) or a LayerNorm ([d] each)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias` for x [N, in], weight [out, in], bias [out] -> [N, out]."""
-    if _onednn_serves(x):
+    """`x @ weight.T + bias` for x [N, in], weight [out, in], bias [out] -> [N, out] in the type of x.
+
+    A weight of another type than x makes the product in its own type.
+    """
+    if weight.dtype != x.dtype:
+        product = F.linear(x.to(weight.dtype), weight).to(x.dtype)
+        return product if bias is None else product.add_(bias)
+    if _onednn_serves(x, weight):
         return _operators()[0](x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
     return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU (the exact one, with erf) of `linear`."""
-    if _onednn_serves(x):
+    if _onednn_serves(x, weight):
         return _operators()[0](x, weight, bias, "gelu", [], "none")  # type: ignore[no-any-return]
-    return F.gelu(F.linear(x, weight, bias))
+    return F.gelu(linear(x, weight, bias))
 
 
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     """`residual + linear(x)` with residual [N, out]."""
-    if _onednn_serves(x):
+    if _onednn_serves(x, weight):
         return _operators()[1](x, residual, weight, bias, "add")  # type: ignore[no-any-return]
-    return residual + F.linear(x, weight, bias)
+    return residual + linear(x, weight, bias)
 
 
 def kernel() -> str:
@@ -43,8 +58,9 @@ def kernel() -> str:
     return "onednn" if _operators() is not None else "aten"
 
 
-def _onednn_serves(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and _operators() is not None
+def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
+    fp32 = x.dtype == weight.dtype == torch.float32
+    return x.device.type == "cpu" and fp32 and _operators() is not None
 
 
 @cache

@@ -32,36 +32,35 @@ class Layout:
 
     Attributes:
         runs: (first token, tokens per sequence, number of sequences) of consecutive sequences of equal length.
-        positions: int64 [N], 0-based position of each token in its sequence, specials counted.
+        rotation: complex64 [N, 1, 1, w], the rotary factors of each token, with w = 0 for a model without them.
     """
 
     runs: tuple[tuple[int, int, int], ...]
-    positions: Tensor
+    rotation: Tensor
 
-    @classmethod
-    def of(cls, lengths: Tensor) -> Layout:
-        """From tokens per sequence, int64 [B]."""
+
+class Network(ABC):
+    """The layers of one model; `packed.PackedLM` composes them and decides where to stop, to read and to edit.
+
+    Attributes:
+        num_layers: Number of blocks.
+        d_model: Width of the residual stream.
+        inverse_frequencies: fp32 [w] of the rotary embedding, empty without one; where it lies, the model runs.
+    """
+
+    num_layers: int
+    d_model: int
+    inverse_frequencies: Tensor
+
+    def layout(self, lengths: Tensor) -> Layout:
+        """Prepare a batch from its tokens per sequence, int64 [B]; positions count from 0 with the specials."""
         values, counts = torch.unique_consecutive(lengths, return_counts=True)
         starts = torch.cumsum(values * counts, 0) - values * counts
         runs = tuple(zip(starts.tolist(), values.tolist(), counts.tolist(), strict=True))
         ends = torch.cumsum(lengths, 0)
-        return cls(runs, torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - lengths, lengths))
-
-    def rotation(self, inverse_frequencies: Tensor) -> Tensor:
-        """complex64 [N, 1, 1, w], the rotary factor of each token for inverse frequencies fp32 [w]."""
-        angles = self.positions[:, None].float() * inverse_frequencies
-        return torch.polar(torch.ones_like(angles), angles)[:, None, None, :]
-
-
-class Network(ABC):
-    """The layers of one model; `packed.PackedLM` composes them and decides where to stop, to read and to edit."""
-
-    num_layers: int
-    d_model: int
-
-    @abstractmethod
-    def layout(self, lengths: Tensor) -> Layout:
-        """Prepare a batch from its tokens per sequence, int64 [B]."""
+        positions = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - lengths, lengths)
+        angles = positions.to(self.inverse_frequencies.device)[:, None].float() * self.inverse_frequencies
+        return Layout(runs, torch.polar(torch.ones_like(angles), angles)[:, None, None, :])
 
     @abstractmethod
     def embed(self, tokens: Tokens) -> Tensor:
@@ -78,9 +77,9 @@ class Network(ABC):
     def final_norm(self, hidden: Tensor) -> Tensor:
         """The norm after the last block, [n, d_model] -> [n, d_model]."""
 
-    @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
-        """Scores from normalised rows, [n, d_model] -> [n, V]; called only where the model has a head."""
+        """Scores from normalised rows, [n, d_model] -> [n, V]; not asked for where `objective` is `none`."""
+        raise AssertionError(f"a model without a head was asked for the scores of {len(hidden)} rows")
 
 
 def attend(

@@ -9,40 +9,66 @@ import torch
 from torch import Tensor
 
 from plmsae.errors import DataError, UserError
+from plmsae.plms.alphabet import Alphabet, sequence_name
 from plmsae.plms.base import COMPONENTS, EMBEDDING, FINAL_NORM, RESIDUAL, Edit, Place, ProteinLM, Tokens
 from plmsae.plms.network import Network, Tap, no_tap
 
 
 class PackedLM(ProteinLM):
-    """A `ProteinLM` whose forward is a `Network`; a family adds its alphabet and its network."""
+    """A `ProteinLM` whose forward is a `Network`; a family adds its alphabet, its network and its other attributes."""
 
-    _network: Network
+    def __init__(self, name: str, revision: str, alphabet: Alphabet, network: Network) -> None:
+        self.name = name
+        self.revision = revision
+        self.num_layers = network.num_layers
+        self.d_model = network.d_model
+        self._alphabet = alphabet
+        self._network = network
+
+    def tokenize(self, sequences: Sequence[str], names: Sequence[str] | None = None) -> Tokens:
+        """See `ProteinLM.tokenize`."""
+        if not sequences:
+            raise UserError("no sequences to tokenise", fix="pass at least one")
+        for index, sequence in enumerate(sequences):
+            if len(sequence) > self.max_residues:
+                raise DataError(
+                    f"a sequence of {len(sequence)} residues is longer than '{self.name}' takes ({self.max_residues})",
+                    where=sequence_name(names, index),
+                    fix="drop, crop or window it: see the ingest parameters",
+                )
+        ids, lengths, residues = self._alphabet.encode(sequences, names)
+        return Tokens(torch.from_numpy(ids), torch.from_numpy(lengths), torch.from_numpy(residues))
 
     @torch.no_grad()
-    def hidden_at(self, tokens: Tokens, places: Sequence[Place]) -> list[Tensor]:
+    def hidden_at(self, tokens: Tokens, places: Sequence[Place], edit: Edit | None = None) -> list[Tensor]:
         """See `ProteinLM.hidden_at`."""
         wanted = [self._canonical(place.layer, place.hook) for place in places]
         if not wanted:
             return []
-        walk = _Walk(tokens, frozenset(wanted))
+        walk = self._walk(tokens, edit, frozenset(wanted))
         self._run(tokens, max(place.layer for place in wanted), walk)
         return [walk.read[place] for place in wanted]
 
     @torch.no_grad()
     def logits(self, tokens: Tokens, edit: Edit | None = None) -> Tensor:
         """See `ProteinLM.logits`."""
-        walk = self._editing(tokens, edit)
-        return self._network.head(self._run(tokens, self.num_layers, walk)[tokens.residues])
+        return self._scores(self._run(tokens, self.num_layers, self._editing(tokens, edit)), tokens)
 
     @torch.no_grad()
     def logits_each(self, tokens: Tokens, edits: Sequence[Edit | None]) -> Iterator[Tensor]:
         """See `ProteinLM.logits_each`."""
         walks = [self._editing(tokens, edit) for edit in edits]
         first = min((walk.first for walk in walks if walk.first is not None), default=self.num_layers)
-        common = self._run(tokens, first, _Walk(tokens))
+        common = self._run(tokens, first, self._walk(tokens, None))
         for walk in walks:
-            hidden = self._run(tokens, self.num_layers, walk, (first, common.clone()))
-            yield self._network.head(hidden[tokens.residues])
+            yield self._scores(self._run(tokens, self.num_layers, walk, (first, common)), tokens)
+
+    def _scores(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return self._network.head(hidden[tokens.residues.to(hidden.device)]).cpu()
+
+    def _walk(self, tokens: Tokens, edit: Edit | None, wanted: frozenset[Place] = frozenset()) -> _Walk:
+        at = self._canonical(edit.layer, edit.hook) if edit is not None else None
+        return _Walk(tokens.residues.to(self._network.inverse_frequencies.device), wanted, edit, at)
 
     def _canonical(self, layer: int, hook: str) -> Place:
         """The place by the one name under which a walk meets it."""
@@ -55,9 +81,7 @@ class PackedLM(ProteinLM):
                 f"'{self.name}' has no head: it has hidden states but no scores",
                 fix="use a model with a head for evaluations that compare scores (fidelity, steering)",
             )
-        if edit is None:
-            return _Walk(tokens)
-        return _Walk(tokens, edit=edit, at=self._canonical(edit.layer, edit.hook))
+        return self._walk(tokens, edit)
 
     def _run(self, tokens: Tokens, last: int, walk: _Walk, start: tuple[int, Tensor] | None = None) -> Tensor:
         """The residual stream [N, d] at layer `last`.
@@ -66,7 +90,7 @@ class PackedLM(ProteinLM):
             tokens: The batch.
             last: Layer to stop after.
             walk: What is read and edited on the way.
-            start: A layer and the unedited stream there, to go on from; it is changed.
+            start: A layer and the unedited stream there, to go on from.
         """
         network = self._network
         layout = network.layout(tokens.lengths)
@@ -87,14 +111,8 @@ class _Walk:
         read: Place -> fp32 [R, d_model] residue rows.
     """
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        wanted: frozenset[Place] = frozenset(),
-        edit: Edit | None = None,
-        at: Place | None = None,
-    ) -> None:
-        self._residues = tokens.residues
+    def __init__(self, residues: Tensor, wanted: frozenset[Place], edit: Edit | None, at: Place | None) -> None:
+        self._residues = residues
         self._wanted = wanted
         self._edit = edit
         self._at = at
@@ -117,15 +135,13 @@ class _Walk:
     def visit(self, layer: int, hook: str, hidden: Tensor) -> Tensor:
         """Read and edit [N, d_model]: the same tensor, or with an edit another one that differs at residue rows."""
         place = Place(layer, hook)
+        if self._edit is not None and place == self._at:
+            new = _checked(self._edit, hidden[self._residues].cpu())
+            hidden = hidden.clone()
+            hidden[self._residues] = new.to(hidden)
         if place in self._wanted:
-            self.read[place] = hidden[self._residues].float()
-        if self._edit is None or place != self._at:
-            return hidden
-        rows = hidden[self._residues]
-        new = _checked(self._edit, rows)
-        changed = hidden.clone()
-        changed[self._residues] = new.to(hidden.dtype)
-        return changed
+            self.read[place] = hidden[self._residues].cpu()
+        return hidden
 
 
 def _checked(edit: Edit, rows: Tensor) -> Tensor:

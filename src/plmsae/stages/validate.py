@@ -60,6 +60,8 @@ def run(context: StageContext) -> StageResult:
     params: ValidateParams = context.params
     ingest = context.manifests["sequences"].params
     sequences = read_sequences(context.inputs["sequences"])
+    # Of a corpus the held-out sets have a size, not a share.
+    held_out = ingest["held_out_size"] / max(len(sequences), 1) if ingest.get("mode") == "corpus" else None
     annotations = read_annotations(context.inputs["sequences"])
     findings = check_proteins(
         sequences,
@@ -67,8 +69,8 @@ def run(context: StageContext) -> StageResult:
         # Windows of one long protein may each be shorter than a whole protein has to be.
         min_residues=1 if ingest["long_sequences"] == "window" else ingest["min_residues"],
         max_residues=ingest["max_residues"],
-        valid_fraction=ingest["valid_fraction"],
-        test_fraction=ingest["test_fraction"],
+        valid_fraction=ingest["valid_fraction"] if held_out is None else held_out,
+        test_fraction=ingest["test_fraction"] if held_out is None else held_out,
         min_proteins=params.min_proteins,
         residue_facts=params.residue_facts,
         num_examples=params.num_examples,
