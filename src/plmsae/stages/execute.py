@@ -71,8 +71,11 @@ def execute(
         locks.enter_context(_locked(workspace / "locks" / f"{stage.id}.lock", stage.id))
         manifests = {port: _verified(stage, port, folder) for port, folder in folders.items()}
         input_hashes = {port: manifest_sha256(folder) for port, folder in folders.items()}
-        files = {name: source_file(stage, params, name, root, state) for name in stage.source_files}
-        sources = {name: _pinned_sha256(stage, params, name, files[name], pinned) for name in stage.source_files}
+        named = [name for name in stage.optional_files if getattr(params, name) is not None]
+        files = {name: source_file(stage, params, name, root, state) for name in (*stage.source_files, *named)}
+        sources = {
+            name: _pinned_sha256(stage, params, name, path, pinned or name in named) for name, path in files.items()
+        }
         code = code_sha256(stage)
         key = sha256_bytes(
             canonical_json(
@@ -192,7 +195,7 @@ def source_file(stage: Stage, params: Params, name: str, root: Path, state: Path
         pinned = getattr(params, f"{name}_sha256")
         return fetch(value, state / "sources", sha256=pinned, where=where)
     path = root / value
-    if not path.is_file():
+    if not (path.is_file() or (name in stage.optional_files and path.is_dir())):
         raise UserError(
             f"file '{path}' does not exist",
             where=where,
@@ -202,14 +205,15 @@ def source_file(stage: Stage, params: Params, name: str, root: Path, state: Path
 
 
 def _pinned_sha256(stage: Stage, params: Params, name: str, path: Path, pinned: bool) -> str:
-    """sha256 of a raw file, which is the one that its parameter `<name>_sha256` asks for."""
+    """sha256 of a raw file or folder, which is the one that its parameter `<name>_sha256` asks for."""
     where = f"{stage.section}.{name}_sha256"
-    found, wanted = sha256_file(path), getattr(params, f"{name}_sha256")
+    found = sha256_tree([path], path) if path.is_dir() else sha256_file(path)
+    wanted = getattr(params, f"{name}_sha256")
     if wanted is None and pinned:
         raise UserError(
             f"'{stage.id}' does not say which bytes '{getattr(params, name)}' must hold",
             where=where,
-            fix=f"set it to the sha256 of the file: {found}",
+            fix=f"set it to the sha256 of the {'folder' if path.is_dir() else 'file'}: {found}",
         )
     if wanted not in (None, found):
         raise DataError(
