@@ -187,3 +187,12 @@ def test_no_torch_is_imported_unless_the_processor_is_measured(arguments: list[s
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=True
     )
     assert process.stderr.strip() == "[]"
+
+
+def test_the_example_of_the_documentation_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "how-to" / "plan.md").read_text(encoding="utf-8")
+    command, example = page.partition("    $ plmsae ")[2].split("\n", 1)
+    example = example.partition("\n## ")[0]
+    shown = "\n".join(line.removeprefix("    ") for line in example.splitlines()).strip()
+    assert cli.main(command.split()) == 0
+    assert capsys.readouterr().out.strip() == shown

@@ -157,8 +157,13 @@ def test_drivers_say_the_shares() -> None:
     assert "stopping after the last wanted layer saves 50% of a full forward pass" in plan["drivers"]
     # 3,200 tokens a training, 640 stored training rows: even the first SAE is cheaper with a store.
     assert any(driver.startswith("storing activations pays from one SAE") for driver in plan["drivers"])
+    three = make_plan(replace(REQUEST, training=replace(REQUEST.training, saes=3)))["drivers"]
+    assert (
+        "every SAE reads its store on its own, 192 kB in all; training the 3 of a store from one read would "
+        "take 64 kB" in three
+    )
     few = make_plan(replace(REQUEST, training=replace(REQUEST.training, tokens=100)))["drivers"]
-    assert any(driver.startswith("storing activations pays from 7 SAEs") for driver in few)
+    assert any(driver.startswith("storing activations pays from 8 SAEs") for driver in few)
     assert "every SAE sees 16% of the stored training residues: fewer sequences would do" in few
 
 

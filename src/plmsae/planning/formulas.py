@@ -147,6 +147,7 @@ _CALIBRATED = ("batch_topk", "matryoshka")  # one threshold is stored
 # that gradient back too.
 _PRODUCTS = {"jump_relu": 5, "l1_april": 5, "gated": 8}
 SPARSE = ("batch_topk", "matryoshka", "topk")  # k latents per token, known before the decoder
+SPARSE_STEP = ("topk",)  # of these the ones that this pipeline trains with sparse products
 
 
 def sae_parameters(architecture: str, d: int, n: int) -> int:
@@ -207,8 +208,8 @@ def seconds(flops: float, traffic: float, peak: float, bandwidth: float) -> floa
 
 
 def stores_pay_from(stored_rows: float, tokens_per_sae: float) -> int:
-    """The number of SAEs, trained one after the other, from which a store costs fewer forward passes than none.
+    """The number of SAEs, trained one after the other, from which a store saves a tenth of the forward passes.
 
     With a store every stored row passes the PLM once; without one, every token of every training does.
     """
-    return int(stored_rows / tokens_per_sae) + 1
+    return int(-(-11 * stored_rows // (10 * tokens_per_sae)))

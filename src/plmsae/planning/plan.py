@@ -113,13 +113,19 @@ def drivers(request: Request, stages: dict[str, Estimate]) -> list[str]:
     if train["fastest"] == "sparse":
         seconds = train["floor_seconds_per_sae"]
         said.append(f"sparse products could train in {seconds['sparse'] / seconds['dense']:.0%} of the dense time")
-    elif train["flops_sparse"] is not None:
+    elif "sparse" in train["floor_seconds_per_sae"]:
         said.append("dense products are faster here than fetching the rows of the active latents")
     adam = train["traffic_adam"] / train["saes"] / request.machine.device.bandwidth
     share = adam / train["floor_seconds_per_sae"][train["fastest"]]
     if share >= 0.1:
         said.append(f"{share:.0%} of the training is Adam's memory traffic, which a larger batch divides")
     said.append(_caching(request, extract, train))
+    together = request.training.saes
+    if together > 1:
+        said.append(
+            f"every SAE reads its store on its own, {amount(train['bytes_read'])} in all; training the {together} of a "
+            f"store from one read would take {amount(train['bytes_read'] / together)}"
+        )
     if extract["write_rate"] and extract["write_rate"]["assumed"] > FAST_DISK:
         said.append(
             f"storage slower than {amount(extract['write_rate']['assumed'])}/s, and not the device, sets the time of "
@@ -186,8 +192,6 @@ def warnings(request: Request, stages: dict[str, Estimate], on_disk: float) -> l
         )
     if train["epochs"] > 10:
         said.append(f"every SAE sees the training residues {train['epochs']:.0f} times: more sequences would help")
-    if train["epochs"] < 0.9:
-        said.append(f"every SAE sees {train['epochs']:.0%} of the stored training residues: fewer sequences would do")
     if request.training.latents < plm.d_model:
         said.append(
             f"the dictionary of {request.training.latents:,} latents is narrower than the {plm.d_model:,}-wide rows"

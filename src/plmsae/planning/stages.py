@@ -94,20 +94,19 @@ def training(request: Request) -> Estimate:
     adam = f.adam_traffic(parameters, steps)
     selection = f.selection_traffic(n, tokens, value_bytes)
     dense = f.dense_flops(spec.architecture, d, n, tokens)
+    # Products at the peak rate, and traffic, of each way to compute a step.
     ways = {"dense": (dense, adam + selection)}
-    if k is not None and spec.architecture in f.SPARSE:
-        gathered = f.gather_traffic(d, k, tokens, value_bytes)
-        ways["sparse"] = (f.sparse_flops(d, n, k, tokens), adam + selection + gathered)
-    # The gathered products of the sparse way run at the memory's speed: only the encoder's is left for the peak rate.
+    sparse = f.sparse_flops(d, n, k, tokens) if k is not None and spec.architecture in f.SPARSE else None
+    if k is not None and spec.architecture in f.SPARSE_STEP:
+        # The gathered products run at the memory's speed: only the encoder's is left for the peak rate.
+        ways["sparse"] = (2 * d * n * tokens, adam + selection + f.gather_traffic(d, k, tokens, value_bytes))
     seconds = {
-        way: f.seconds(2 * d * n * tokens if way == "sparse" else flops, traffic, machine.device.flops,
-                       machine.device.bandwidth)
+        way: f.seconds(flops, traffic, machine.device.flops, machine.device.bandwidth)
         for way, (flops, traffic) in ways.items()
-    }  # fmt: skip
+    }
     fastest = min(seconds, key=lambda way: seconds[way])
     saes = spec.saes * len(request.storing.captures)
-    products = 2 * d * n * tokens if fastest == "sparse" else dense
-    time = times(machine, products, ways[fastest][1], jobs=saes, split=False)
+    time = times(machine, *ways[fastest], jobs=saes, split=False)
     row_bytes = f.row_bytes(d, request.storing.dtype)
     train_rows = request.corpus.splits["train"].residues
     return {
@@ -124,7 +123,7 @@ def training(request: Request) -> Estimate:
         "tokens": tokens * saes,
         "flops_per_token": dense / tokens,
         "flops_dense": dense * saes,
-        "flops_sparse": ways["sparse"][0] * saes if "sparse" in ways else None,
+        "flops_sparse": sparse * saes if sparse is not None else None,
         "fastest": fastest,
         "floor_seconds_per_sae": seconds,
         "traffic": ways[fastest][1] * saes,
