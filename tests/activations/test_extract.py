@@ -166,13 +166,13 @@ def test_damaged_and_foreign_parts_are_made_again(plm, sequences, undisturbed, t
 
     everything = run("a")
     assert run("b") == []
-    chunk = tmp_path / "checkpoints" / "parts" / everything[0] / "chunk-0-0.bin"
+    chunk = tmp_path / "checkpoints" / "layer1.residual" / everything[0] / "chunk-0-0.bin"
     data = bytearray(chunk.read_bytes())
     data[-1] ^= 1
     chunk.unlink()  # it is linked into the stores
     chunk.write_bytes(bytes(data))
-    (tmp_path / "checkpoints" / "parts" / everything[1] / "statistics.safetensors").unlink()
-    (tmp_path / "checkpoints" / "parts" / everything[2] / "part.json").write_text("{")
+    (tmp_path / "checkpoints" / "layer1.residual" / everything[1] / "statistics.safetensors").unlink()
+    (tmp_path / "checkpoints" / "layer1.residual" / everything[2] / "part.json").write_text("{")
     assert run("c") == everything[:3]
     assert run("d", Settings(**{**vars(SETTINGS), "layer": 2})) == everything
     for output in ("a", "b", "c"):

@@ -125,7 +125,7 @@ def test_an_interrupted_extraction_ends_with_the_same_bytes(overflowing, sequenc
     assert again
     assert not set(again) & set(computed)
     assert contents(folder) == contents(masked[0])
-    record = tmp_path / "ck" / "parts" / computed[0] / "part.json"
+    record = tmp_path / "ck" / "layer0.residual" / computed[0] / "part.json"
     record.write_text(record.read_text().replace('"residue": ', '"position": '))
     third = []
     folder, _ = run(overflowing, sequences, tmp_path, "third", on_part=lambda part: third.append(part.name))

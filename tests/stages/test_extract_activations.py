@@ -100,7 +100,7 @@ def test_defaults_fit_the_bundled_model(root):
     [
         ({"plm": "esm_tiny"}, "unknown PLM 'esm_tiny'"),
         ({"layer": 40}, "'esm_small' has no layer 40"),
-        ({"hook": "mlp"}, "'esm_small' has no hook 'mlp'"),
+        ({"hook": "mpl"}, "'esm_small' has no hook 'mpl'"),
         ({"plm_revision": "sha256:12"}, "not sha256:12"),
         ({"plm": "./nowhere"}, "PLM folder './nowhere' does not exist"),
     ],
@@ -122,6 +122,11 @@ def test_what_a_user_gets_wrong(root, changes, words):
         ({"non_finite": "zero"}, "extract_activations.non_finite"),
         ({"block_rows": 0}, "extract_activations.block_rows"),
         ({"threads": 0}, "extract_activations.threads"),
+        ({"also": [{"layer": 2}]}, "layer 2 (residual) stands twice"),
+        ({"also": [{"layr": 2}]}, "extract_activations.also.0.layr"),
+        ({"share": "3/2", "shared": "x"}, "write I/N"),
+        ({"share": "0/2", "shared": "x"}, "write I/N"),
+        ({"share": "1/2"}, "give store (s3://...) or shared (a folder)"),
     ],
 )
 def test_parameters_are_checked(root, changes, words):
@@ -188,3 +193,39 @@ def test_length_column_must_agree_with_the_sequences(root):
     write_output(root / "outputs" / "ingest", "ingest", "sequences")
     with pytest.raises(DataError, match="split 'train' holds"):
         run(root)
+
+
+def test_several_places(root):
+    alone = run(root).metrics
+    single = json.loads((root / "outputs" / "extract_activations" / "store.json").read_text())
+    result = run(root, also=[{"layer": 1}, {"layer": 2, "hook": "mlp"}])
+    folder = root / "outputs" / "extract_activations"
+    assert verify(folder).kind == "activations"
+    assert {name: value for name, value in result.metrics.items() if "layer" not in name} == alone
+    assert result.metrics["num_tokens_train_layer2_mlp"] == alone["num_tokens_train"]
+    assert result.metrics["normaliser_scale_layer1_residual"] != alone["normaliser_scale"]
+    for place in ("layer 2 (residual)", "layer 1 (residual)", "layer 2 (mlp)"):
+        assert f"{place} of esm_small" in result.summary
+    stores = {path.parent.name: json.loads(path.read_text()) for path in folder.rglob("store.json")}
+    assert sorted(stores) == ["layer1.residual", "layer2.mlp", "layer2.residual"]
+    assert stores["layer2.residual"] == single
+
+
+def test_shares_and_their_store(root):
+    alone = run(root)
+    folder = root / "outputs" / "extract_activations"
+    ours = {name: entry for name, entry in verify(folder).files.items() if name not in ("metrics.json", "summary.md")}
+    finished = []
+    for i in (1, 2):
+        params = {**SMALL, "share": f"{i}/2", "shared": "parts"}
+        params = validate(ExtractActivationsParams, params, section="extract_activations")
+        result = execute(STAGE, params, root=root, output=root / f"share{i}")
+        assert f"Share {i}/2" in result.summary
+        assert verify(root / f"share{i}").kind == "activations"
+        finished.append(result.metrics["num_parts"])
+    times = {path: path.stat().st_mtime_ns for path in (root / "parts").rglob("*.bin")}
+    assert len(times) == sum(finished) >= 3
+    merged = run(root, shared="parts")
+    assert merged.metrics == alone.metrics
+    assert {name: verify(folder).files[name] for name in ours} == ours
+    assert {path: path.stat().st_mtime_ns for path in (root / "parts").rglob("*.bin")} == times

@@ -96,17 +96,19 @@ def extract(
         )
     plans = {split: plan_parts(sequences, split, settings) for split in SPLITS}
     made = []
-    for number, one in enumerate(everywhere):
+    for one in everywhere:
         upload = _upload(store, plm, one, sequences_sha256, resume_key) if store else None
-        folder = checkpoints / ("parts" if number == 0 else f"parts-{folder_name(one.place)}")
-        made.append(PartStore(folder, plm, one, upload))
+        made.append(PartStore(checkpoints / folder_name(one.layer, one.hook), plm, one, upload))
     parts = [part for plan in plans.values() for part in plan]
     if share is not None:
         parts = parts[share[0] - 1 :: share[1]]
-    _compute(plm, parts, made, threads, on_part)
-    places = [one.place for one in everywhere]
+    _compute(plm, parts, made, checkpoints, threads, on_part)
+    places = [(one.layer, one.hook) for one in everywhere]
     if share is not None:
-        record = {folder_name(store.settings.place): {p.name: store.record_sha256(p) for p in parts} for store in made}
+        record = {
+            folder_name(store.settings.layer, store.settings.hook): {p.name: store.record_sha256(p) for p in parts}
+            for store in made
+        }
         write_text(output / SHARE, json.dumps({"share": share, "parts": record}, indent=1, sort_keys=True) + "\n")
         return []
     write_stores(output, places)
@@ -120,6 +122,7 @@ def _compute(
     plm: ProteinLM,
     parts: Sequence[Part],
     stores: Sequence[PartStore],
+    locks: Path,
     threads: int,
     on_part: Callable[[Part], None] | None,
 ) -> None:
@@ -134,7 +137,7 @@ def _compute(
     with Progress("extract_activations", total, "residues", done=done) as progress:
         for patient in (False, True):
             for part in list(todo):
-                with _locked(stores[0].folder / f".{part.name}.lock", wait=patient) as mine:
+                with _locked(locks / f".{part.name}.lock", wait=patient) as mine:
                     if not mine:
                         continue
                     todo.remove(part)

@@ -67,8 +67,12 @@ def execute(
     state = (state or root / STATE).resolve()
     workspace = (staging or state).resolve()
     folders = _resolve_inputs(stage, root, inputs or {})
+    # Runs with different outputs do not meet: the shares of an extraction may be made side by side.
+    own = (
+        stage.id if final == (root / stage.output).resolve() else f"{stage.id}-{sha256_bytes(str(final).encode())[:16]}"
+    )
     with ExitStack() as locks:
-        locks.enter_context(_locked(workspace / "locks" / f"{stage.id}.lock", stage.id))
+        locks.enter_context(_locked(workspace / "locks" / f"{own}.lock", stage.id))
         manifests = {port: _verified(stage, port, folder) for port, folder in folders.items()}
         input_hashes = {port: manifest_sha256(folder) for port, folder in folders.items()}
         named = [name for name in stage.optional_files if getattr(params, name) is not None]
@@ -91,7 +95,7 @@ def execute(
         # Tasks of several runs may share a state folder; only equal work shares checkpoints.
         locks.enter_context(_locked(state / "locks" / f"{key[:32]}.lock", stage.id))
         checkpoints = state / "checkpoints" / key[:32]
-        draft, trash = workspace / "staging" / stage.id, workspace / "trash" / stage.id
+        draft, trash = workspace / "staging" / own, workspace / "trash" / own
         for folder in (draft, trash):
             shutil.rmtree(folder, ignore_errors=True)
         draft.mkdir(parents=True)
