@@ -53,6 +53,17 @@ def test_the_parameters_of_the_folder_are_planned(capsys: pytest.CaptureFixture[
     assert found["machine"]["source"] == "stated"
 
 
+def test_a_corpus_holds_out_what_ingest_holds_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "corpus.fasta").write_text("".join(f">p{i}\n{'MKVLAWTREQ' * 5}\n" for i in range(100)))
+    corpus = ("--set", "ingest.mode=corpus", "--set", "ingest.held_out_size=10", "--sequences", "corpus.fasta")
+    for most, train in (("null", 80), ("70", 70), ("90", 80)):
+        found = plan(capsys, *corpus, "--set", f"ingest.max_proteins={most}")
+        sizes = {name: split["sequences"] for name, split in found["corpus"]["splits"].items()}
+        assert sizes == pytest.approx({"train": train, "valid": 10, "test": 10})
+        assert ("a subset" in found["corpus"]["description"]) == (train == 70)
+    assert "100 sequences, and 50 are held out twice" in refused(capsys, *corpus, "--set", "ingest.held_out_size=50")
+
+
 def test_a_table_of_ingest_is_taken_as_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -80,8 +91,8 @@ def test_interplm_8m_in_figures(capsys: pytest.CaptureFixture[str]) -> None:
     extract, train = found["stages"]["extract_activations"], found["stages"]["train_sae"]
     assert (train["saes"], train["steps_per_sae"], train["latents"]) == (120, 500_000, 10_240)
     assert train["flops_dense"] == 120 * 500_000 * 2048 * 12 * 320 * 10_240
-    assert extract["rows"] == pytest.approx(5_025_000 * 250, rel=1e-4)
-    assert extract["bytes"] == pytest.approx(6 * 5_025_000 * 250 * 1280, rel=1e-4)
+    assert extract["rows"] == pytest.approx(5_010_000 * 250, rel=1e-4)
+    assert extract["bytes"] == pytest.approx(6 * 5_010_000 * 250 * 1280, rel=1e-4)
     assert extract["captures"] == [{"layer": layer, "hook": "residual"} for layer in range(1, 7)]
 
 

@@ -46,12 +46,12 @@ def test_a_folder_says_its_dimensions(tmp_path: Path) -> None:
         (
             {"model_type": "t5", "d_model": 48, "num_layers": 4, "num_heads": 6, "d_kv": 16, "d_ff": 100,
              "vocab_size": 128, "feed_forward_proj": "relu"},
-            ("t5", 16, 96, 1, None),
+            ("t5", 16, 96, 1, 4096),
         ),
         (
             {"model_type": "progen", "n_embd": 48, "n_layer": 4, "n_head": 6, "n_inner": None, "vocab_size": 32,
              "n_positions": 100},
-            ("progen", 8, 48, 2, 98),
+            ("progen", 8, 48, 1, 99),
         ),
     ],
 )  # fmt: skip
@@ -72,6 +72,17 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
     with pytest.raises(UserError) as caught:
         transformer("facebook/esm2_t6_8M_UR50")
     assert "did you mean 'facebook/esm2_t6_8M_UR50D'?" in str(caught.value.fix)
+
+
+def test_special_tokens_and_lengths_are_those_of_the_loaded_models() -> None:
+    from plmsae.plms import batching, esm2, esmc, progen2, prot_t5
+
+    assert transformer("facebook/esm2_t6_8M_UR50D").max_residues == 1026 - esm2.POSITIONS_NOT_RESIDUES
+    assert transformer("biohub/ESMC-300M").max_residues == 2048 - esmc.SPECIALS
+    assert transformer("Rostlab/prot_t5_xl_uniref50").max_residues == prot_t5.MAX_RESIDUES
+    assert transformer("esm_small").specials == batching.SPECIALS_PER_SEQUENCE
+    letters = progen2._ALPHABET
+    assert transformer("hugohrban/progen2-small").specials == len(letters.before) + len(letters.after)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,18 @@ def test_presets_say_what_the_papers_say(
         assert paper(name).epochs is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "sequences"),
+    [("interplm-8m", 5_000_000), ("interplm-650m", 5_000_000), ("reticular-8m", 10_000_000),
+     ("reticular-3b-l18", 10_000_000), ("reticular-3b-l36", 10_000_000), ("interprot-650m", 900_000)],
+)  # fmt: skip
+def test_corpora_are_those_of_the_papers(name: str, sequences: int) -> None:
+    ingest = ParamsFile(preset_file(name, ROOT)).section("ingest")
+    assert (ingest["mode"], ingest["max_proteins"], ingest["max_residues"]) == ("corpus", sequences, 1022)
+    assert "uniref50" in ingest["source"]
+    assert paper(name).assumed_sequences is None
+
+
 def test_the_inconsistency_of_the_8m_preset_is_said() -> None:
     assert any("16 x 320 = 5,120 and 10,240 = 32 x 320" in note for note in paper("reticular-8m").notes)
     assert any("1,024" in note and "1,022" in note for note in paper("interplm-8m").notes)

@@ -183,21 +183,18 @@ def _captures(
 
 
 def _corpus(args: argparse.Namespace, ingest: IngestParams, facts: Paper | None) -> Corpus:
-    """The lengths of the rows by split: from a file, from what a paper says, or imagined."""
+    """The lengths of the rows by split: from a file, or imagined."""
     from plmsae.errors import UserError
     from plmsae.planning.lengths import log_normal, read_lengths
     from plmsae.planning.papers import UNIREF50_MEAN
     from plmsae.planning.request import Corpus
 
-    imagined = args.num_sequences or args.residues
-    if imagined or (facts and not args.sequences):
+    if args.num_sequences or args.residues or (facts and not args.sequences):
         mean = args.mean_length or (facts.mean_length if facts else UNIREF50_MEAN)
-        number = args.num_sequences or (args.residues / mean if args.residues else facts.num_sequences if facts else 0)
+        stated = args.num_sequences or (args.residues / mean if args.residues else None)
+        number: float = stated or ingest.max_proteins or (facts.assumed_sequences if facts else None) or 0
         lengths = log_normal(1, mean, shortest=ingest.min_residues, longest=ingest.max_residues)
-        if facts:
-            sizes = {"train": number, "valid": facts.valid_sequences, "test": facts.test_sequences}
-        else:
-            sizes = {name: number * share for name, share in _shares(ingest).items()}
+        sizes = _sizes(ingest, number)
         said = f"{sum(sizes.values()):,.0f} sequences, lengths log-normal around a mean of {mean:g}"
         return Corpus(said, {name: lengths.scaled(size) for name, size in sizes.items()})
     path = args.sequences or Path(ingest.source)
@@ -219,16 +216,40 @@ def _corpus(args: argparse.Namespace, ingest: IngestParams, facts: Paper | None)
         policy=ingest.long_sequences,
         overlap=ingest.window_overlap,
     )
+    sizes = _sizes(ingest, ingest.max_proteins or float("inf"), rows.sequences)
     said = f"{found['all'].sequences:,.0f} sequences of {path}"
-    if ingest.max_proteins is not None and ingest.max_proteins < rows.sequences:
-        rows = rows.scaled(ingest.max_proteins / rows.sequences)
-        said += f", a subset of {ingest.max_proteins:,}"
-    return Corpus(said, {name: rows.scaled(share) for name, share in _shares(ingest).items()}, left_out)
+    if sum(sizes.values()) < rows.sequences - 0.5:
+        said += ", a subset"
+    splits = {name: rows.scaled(size / rows.sequences) for name, size in sizes.items()}
+    return Corpus(said, splits, left_out)
 
 
-def _shares(ingest: IngestParams) -> dict[str, float]:
-    valid, test = ingest.valid_fraction, ingest.test_fraction
-    return {"train": 1 - valid - test, "valid": valid, "test": test}
+def _sizes(ingest: IngestParams, wanted: float, available: float = float("inf")) -> dict[str, float]:
+    """Sequences of each split.
+
+    Args:
+        ingest: Of `proteins` the splits are shares; of a `corpus` so many are held out twice.
+        wanted: Sequences in all; of a corpus those to train on.
+        available: Sequences that there are.
+
+    Raises:
+        UserError: A corpus has nothing beside what is held out.
+    """
+    from plmsae.errors import UserError
+
+    if ingest.mode == "proteins":
+        number = min(wanted, available)
+        valid, test = ingest.valid_fraction, ingest.test_fraction
+        return {"train": number * (1 - valid - test), "valid": number * valid, "test": number * test}
+    held_out = float(ingest.held_out_size)
+    train = min(wanted, available - 2 * held_out)
+    if train <= 0:
+        raise UserError(
+            f"the corpus has {available:,.0f} sequences, and {held_out:,.0f} are held out twice",
+            where="ingest.held_out_size",
+            fix="lower it, or name a larger corpus",
+        )
+    return {"train": train, "valid": held_out, "test": held_out}
 
 
 def _machine(args: argparse.Namespace) -> Machine:

@@ -33,7 +33,7 @@ class Transformer:
         ffn: Inner width of the feed-forward network, f.
         vocabulary: Number of tokens.
         specials: Special tokens that are added to a sequence.
-        max_residues: The longest sequence that it was made for; None where positions are relative without bound.
+        max_residues: The longest sequence that this pipeline gives it.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Transformer:
     ffn: int
     vocabulary: int
     specials: int
-    max_residues: int | None
+    max_residues: int
 
     @property
     def attention(self) -> int:
@@ -70,7 +70,7 @@ def _esmc(name: str, layers: int, d_model: int, heads: int) -> Transformer:
 
 def _progen2(name: str, layers: int, d_model: int, heads: int, positions: int) -> Transformer:
     return Transformer(
-        name, "progen", layers, d_model, heads, d_model // heads, 4 * d_model, 32, 2, positions - 2
+        name, "progen", layers, d_model, heads, d_model // heads, 4 * d_model, 32, 1, positions - 1
     )  # fmt: skip
 
 
@@ -87,8 +87,8 @@ _KNOWN = {
         _esmc("biohub/ESMC-300M", 30, 960, 15),
         _esmc("biohub/ESMC-600M", 36, 1152, 18),
         _esmc("biohub/ESMC-6B", 80, 2560, 40),
-        Transformer("Rostlab/prot_t5_xl_half_uniref50-enc", "t5", 24, 1024, 32, 128, 16384, 128, 1, None),
-        Transformer("Rostlab/prot_t5_xl_uniref50", "t5", 24, 1024, 32, 128, 16384, 128, 1, None),
+        Transformer("Rostlab/prot_t5_xl_half_uniref50-enc", "t5", 24, 1024, 32, 128, 16384, 128, 1, 4096),
+        Transformer("Rostlab/prot_t5_xl_uniref50", "t5", 24, 1024, 32, 128, 16384, 128, 1, 4096),
         _progen2("hugohrban/progen2-small", 12, 1024, 16, 1024),
         _progen2("hugohrban/progen2-medium", 27, 1536, 16, 1024),
         _progen2("hugohrban/progen2-base", 27, 1536, 16, 2048),
@@ -170,7 +170,7 @@ def _read_t5(name: str, raw: Mapping[str, Any]) -> Transformer:
         raise ValueError("feed_forward_proj is gated; ProtT5's is not")
     return Transformer(
         name, "t5", int(raw["num_layers"]), int(raw["d_model"]), int(raw["num_heads"]), int(raw["d_kv"]),
-        int(raw["d_ff"]), int(raw["vocab_size"]), 1, None,
+        int(raw["d_ff"]), int(raw["vocab_size"]), 1, 4096,
     )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def _read_progen(name: str, raw: Mapping[str, Any]) -> Transformer:
     d_model, heads = int(raw["n_embd"]), int(raw["n_head"])
     return Transformer(
         name, "progen", int(raw["n_layer"]), d_model, heads, d_model // heads, int(raw.get("n_inner") or 4 * d_model),
-        int(raw["vocab_size"]), 2, int(raw["n_positions"]) - 2,
+        int(raw["vocab_size"]), 1, int(raw["n_positions"]) - 1,
     )  # fmt: skip
 
 

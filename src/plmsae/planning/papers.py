@@ -1,4 +1,4 @@
-"""What papers published about their runs that no parameter of this pipeline holds: corpora and numbers of SAEs.
+"""What papers published about their runs that no parameter of this pipeline holds: how many SAEs, how long.
 
 The settings that are parameters lie in `presets/papers/NAME.yaml`; both have their sources beside them.
 """
@@ -21,10 +21,8 @@ class Paper:
     Attributes:
         title: What it is.
         saes_per_layer: SAEs trained on each.
-        num_sequences: Sequences to train on.
-        valid_sequences: Sequences held out for choosing.
-        test_sequences: Sequences held out for measuring.
-        mean_length: Their mean length in residues.
+        mean_length: Mean length of the corpus in residues.
+        assumed_sequences: Sequences to train on, where their number is not published.
         epochs: Passes over the training residues, where the length of a training is published so and not in steps.
         batch_sequences: Sequences of a step, where its size is published so.
         notes: What is inconsistent, missing or assumed, for the reader of a plan.
@@ -32,10 +30,8 @@ class Paper:
 
     title: str
     saes_per_layer: int
-    num_sequences: int
-    valid_sequences: int = 0
-    test_sequences: int = 0
     mean_length: float = UNIREF50_MEAN
+    assumed_sequences: int | None = None
     epochs: int | None = None
     batch_sequences: int | None = None
     notes: tuple[str, ...] = ()
@@ -59,27 +55,26 @@ _RETICULAR_NOTES = (
 _INTERPLM_NOTES = (_MEAN_NOTE, _LIMITS, _PENALTY)
 
 _PAPERS = {
-    # Held out: 50,000 Swiss-Prot proteins, half for choosing latents and thresholds.
     "interplm-8m": Paper(
         "InterPLM (Simon and Zou 2024), ESM-2 8M, layers 1 to 6, 20 SAEs each",
-        20, 5_000_000, 25_000, 25_000, notes=_INTERPLM_NOTES,
+        20, notes=_INTERPLM_NOTES,
     ),
     "interplm-650m": Paper(
         "InterPLM (Simon and Zou 2024), ESM-2 650M, six layers, 20 SAEs each",
-        20, 5_000_000, 25_000, 25_000, notes=_INTERPLM_NOTES,
+        20, notes=_INTERPLM_NOTES,
     ),
     "reticular-3b-l18": Paper(
         "Reticular, SAEFold (Parsan et al. 2025), ESM-2 3B, layer 18, TopK",
-        1, 10_000_000, 0, 10_000, notes=_RETICULAR_NOTES,
+        1, notes=_RETICULAR_NOTES,
     ),
     "reticular-3b-l36": Paper(
         "Reticular, SAEFold (Parsan et al. 2025), ESM-2 3B, layer 36, TopK",
-        1, 10_000_000, 0, 10_000,
+        1,
         notes=(*_RETICULAR_NOTES, "layer 36 is the stream after the final LayerNorm, unlike layer 18"),
     ),
     "reticular-8m": Paper(
         "Reticular, SAEFold (Parsan et al. 2025), ESM-2 8M, TopK",
-        1, 10_000_000, 0, 10_000,
+        1,
         notes=(
             *_RETICULAR_NOTES,
             'published as "16x expansion" with 10,240 latents, but 16 x 320 = 5,120 and 10,240 = 32 x 320: the number '
@@ -89,17 +84,17 @@ _PAPERS = {
     ),
     "interprot-650m": Paper(
         "InterProt (Adams et al. 2025), ESM-2 650M, layer 24, TopK",
-        1, 900_000, 10_000, 90_000, epochs=1, batch_sequences=48,
+        1, epochs=1, batch_sequences=48,
         notes=(
             _MEAN_NOTE,
-            "one million sequences, split 90 : 1 : 9",
+            "one million sequences, split 90 : 1 : 9; this pipeline holds out as many for validation as for test",
             "it trains while the PLM runs and stores nothing, on special tokens and padding too: the plan here is of "
             "this pipeline, which stores residues",
         ),
     ),
     "esmc-600m": Paper(
         "ESM C interpretability (VictorGtn/sparse-esm-interp), ESM C 600M, MLP of layers 5, 15 and 25",
-        1, 5_000_000, epochs=10,
+        1, assumed_sequences=5_000_000, epochs=10,
         notes=(
             "no corpus is published (it takes the user's file); InterPLM's 5 million sequences are assumed: pass "
             "--num-sequences or --sequences",

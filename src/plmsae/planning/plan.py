@@ -185,7 +185,7 @@ def warnings(request: Request, stages: dict[str, Estimate], on_disk: float) -> l
             "extract_activations.shuffle_pool_rows"
         )
     longest = max(lengths.longest for lengths in request.corpus.splits.values())
-    if plm.max_residues is not None and longest > plm.max_residues:
+    if longest > plm.max_residues:
         said.append(
             f"the longest row has {longest:,} residues, '{plm.name}' takes {plm.max_residues:,}: set "
             f"ingest.max_residues to {plm.max_residues:,}"
