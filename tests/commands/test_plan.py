@@ -117,6 +117,10 @@ def test_everything_can_be_overridden(capsys: pytest.CaptureFixture[str]) -> Non
     assert (found["plm"]["d_model"], extract["row_bytes"], train["k"], train["saes"]) == (1152, 2304, 32, 15)
     assert found["corpus"]["splits"]["train"]["residues"] == pytest.approx(3e8)
     assert (found["machine"]["count"], found["machine"]["utilisation"]) == (4, 0.25)
+    assert "; changed: extract_activations.dtype=bfloat16, train_sae.k=32" in found["title"]
+    assert found["title"].endswith(
+        "--layers 9,18, --hooks residual,mlp,embedding, --saes 3, --num-sequences 1e+06, --mean-length 300"
+    )
     total = found["total"]
     assert total["cost"]["floor"] == pytest.approx(2 * total["device_hours"]["floor"])
     assert total["device_hours"]["assumed"] == pytest.approx(4 * total["device_hours"]["floor"])
@@ -133,6 +137,7 @@ def test_the_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     assert "16 x 320 = 5,120 and 10,240 = 32 x 320" in text
     assert "what drives it" in text
+    assert text.startswith("Reticular, SAEFold (Parsan et al. 2025), ESM-2 8M, TopK PLM")
     assert "assumptions - floor: matrix products at 300 GFLOP/s, memory at 20 GB/s" in text
 
 

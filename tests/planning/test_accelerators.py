@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from plmsae.errors import UserError
-from plmsae.planning.accelerators import accelerator, accelerator_names
+from plmsae.planning.accelerators import accelerator, accelerator_names, installed_accelerator
 
 
 def test_the_table_is_in_base_units() -> None:
@@ -42,3 +44,25 @@ def test_an_unknown_device_gets_a_suggestion() -> None:
     with pytest.raises(UserError) as caught:
         accelerator("h20O")
     assert "did you mean 'h200'?" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA L40S", "l40s"),
+        ("Tesla V100-SXM2-16GB", None),
+    ],
+)
+def test_the_device_of_a_machine_is_recognised(model: str, name: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / "gpus" / "0000:3b:00.0"
+    folder.mkdir(parents=True)
+    (folder / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 42\n")
+    assert installed_accelerator(tmp_path) == name
+
+
+def test_a_machine_without_the_driver_has_none(tmp_path: Path) -> None:
+    assert installed_accelerator(tmp_path / "nothing") is None

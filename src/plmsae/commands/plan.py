@@ -106,7 +106,7 @@ def _request(args: argparse.Namespace) -> Request:
             fix=f"lower train_sae.k to at most {latents}, or enlarge the dictionary",
         )
     return Request(
-        title=facts.title if facts else f"{file.path}: {train.architecture} SAE on {plm.name}",
+        title=_title(args, facts) if facts else f"{file.path}: {train.architecture} SAE on {plm.name}",
         plm=plm,
         corpus=corpus,
         storing=Storing(
@@ -129,6 +129,17 @@ def _request(args: argparse.Namespace) -> Request:
         fidelity_proteins=fidelity.max_proteins,
         notes=facts.notes if facts else (),
     )
+
+
+def _title(args: argparse.Namespace, facts: Paper) -> str:
+    """The preset's title, and what is no longer the paper's."""
+    options = ("layers", "hooks", "saes", "sequences", "num_sequences", "residues", "mean_length")
+    given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
+    changed = [
+        f"--{name.replace('_', '-')} {f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in given.items()
+    ]
+    return facts.title + "".join(f"; changed: {text}" for text in [", ".join([*args.set, *changed])] if text)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

@@ -80,9 +80,9 @@ def accelerator(name: str, *, flops: float | None = None, bandwidth: float | Non
     )
 
 
-def installed_accelerator() -> str | None:
+def installed_accelerator(driver: Path = Path("/proc/driver/nvidia")) -> str | None:
     """The table's name of the first NVIDIA device that the driver lists on this machine, if there is one."""
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for path in sorted(driver.glob("gpus/*/information")):
         text = path.read_text(encoding="utf-8", errors="replace").lower()
         model = next((line.partition(":")[2] for line in text.splitlines() if line.startswith("model:")), "")
         for name in sorted(_TABLE, key=len, reverse=True):

@@ -21,7 +21,7 @@ def render(plan: Mapping[str, Any]) -> str:
     kept = sum(split["sequences"] for split in corpus["splits"].values())
     latents = f"{train['latents']:,} latents" + (f", k {train['k']}" if train["k"] is not None else "")
     lines = [
-        plan["title"],
+        *_wrapped(plan["title"], ""),
         "",
         *_facts(
             ("PLM", f"{plm['name']}: {number(plm['parameters'])} parameters, {plm['layers']} layers, "
