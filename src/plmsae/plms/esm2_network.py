@@ -66,7 +66,8 @@ class Esm2Network(Network):
         added = torch.empty_like(out) if tap is not no_tap else None
         for start in range(0, len(hidden), FFN_ROWS):
             rows = slice(start, start + FFN_ROWS)
-            wide = linear_gelu(self._norm(hidden[rows], block.ffn_norm), block.ffn_up.weight, block.ffn_up.bias)
+            normed = self._norm(hidden[rows], block.ffn_norm)
+            wide = linear_gelu(normed, block.ffn_up.weight, block.ffn_up.bias, keep_type=True)
             out[rows] = linear_add(wide, block.ffn_down.weight, block.ffn_down.bias, hidden[rows])
             if added is not None:
                 added[rows] = linear(wide, block.ffn_down.weight, block.ffn_down.bias)
