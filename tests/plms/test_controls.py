@@ -31,11 +31,11 @@ def hidden(name, layer=2, **kwargs):
 
 def test_every_tensor_of_the_permuted_control_holds_the_same_values_in_another_order(folder):
     trained = load_file(folder / "model.safetensors")
-    rename = family_of({"model_type": "esm"}, folder).rename
-    with Checkpoint(folder, rename=rename, control=Control("permuted", 3)) as checkpoint:
+    names_of = family_of({"model_type": "esm"}, folder).names
+    with Checkpoint(folder, names=names_of, control=Control("permuted", 3)) as checkpoint:
         names = [name for name in trained if "inv_freq" not in name]
         for name in names:
-            permuted = checkpoint.tensor(rename(name), *trained[name].shape)
+            permuted = checkpoint.tensor(*names_of(name), *trained[name].shape)
             assert permuted.shape == trained[name].shape
             assert torch.equal(permuted.flatten().sort().values, trained[name].flatten().sort().values)
             assert permuted.numel() == 1 or not torch.equal(permuted, trained[name]), name
@@ -43,7 +43,7 @@ def test_every_tensor_of_the_permuted_control_holds_the_same_values_in_another_o
         places = set()
         for name in names:
             if trained[name].numel() == 24:
-                at = checkpoint.tensor(rename(name), 24) == trained[name].max()
+                at = checkpoint.tensor(*names_of(name), 24) == trained[name].max()
                 places.add(int(at.nonzero()[0]) - int(trained[name].argmax()))
         assert len(places) > 5
 

@@ -148,13 +148,13 @@ def esm2(folder: Path) -> Library:
     return Library(model.eval(), 1, _esm_modules(lambda: model.esm.encoder))
 
 
-def esmc(folder: Path) -> Library:
+def esmc(folder: Path, intermediate_size: int = 40) -> Library:
     model = EsmcForMaskedLM(
         EsmcConfig(
             hidden_size=D_MODEL,
             num_hidden_layers=NUM_LAYERS,
             num_attention_heads=3,
-            intermediate_size=40,
+            intermediate_size=intermediate_size,
             max_position_embeddings=202,
         )
     )

@@ -61,7 +61,7 @@ def load_plm(
         folder = _local_folder(base, root)
     family = family_of(read_config(folder), folder)
     with Checkpoint(
-        folder, pickled=family.pickled, rename=family.rename, control=control, precision=precision, device=device
+        folder, pickled=family.pickled, names=family.names, control=control, precision=precision, device=device
     ) as checkpoint:
         found = commit or checkpoint.revision()
         if commit is None and revision is not None and found != revision:

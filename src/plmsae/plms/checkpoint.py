@@ -128,7 +128,8 @@ class Checkpoint:
     Args:
         folder: The checkpoint.
         pickled: Whether `pytorch_model.bin` may stand in for missing safetensors.
-        rename: Name in the file -> name asked for, where a file may use older names.
+        names: Name in the file -> name asked for, where a file may use others; several for a tensor that holds as many
+            of equal numbers of rows, one above the other.
         control: Puts other values in place of the trained ones.
         precision: Type of the matrices of linear layers; norms, biases and embeddings stay fp32.
         device: Where the tensors go.
@@ -147,7 +148,7 @@ class Checkpoint:
         folder: Path,
         *,
         pickled: bool = False,
-        rename: Callable[[str], str] = str,
+        names: Callable[[str], tuple[str, ...]] = lambda name: (name,),
         control: Control | None = None,
         precision: Precision = "float32",
         device: str = "cpu",
@@ -163,7 +164,7 @@ class Checkpoint:
         if control is None or control.needs_weights:
             self._files = weight_files(folder, pickled=pickled)
             for file in self._files:
-                self._open(file, rename)
+                self._open(file, names)
 
     def __enter__(self) -> Self:
         return self
@@ -237,17 +238,21 @@ class Checkpoint:
                 f"'{name}' cannot be read", where=f"{self.folder}: {error}", fix="restore or download the weights again"
             ) from error
 
-    def _open(self, file: Path, rename: Callable[[str], str]) -> None:
+    def _add(self, names: tuple[str, ...], read: Callable[[], Tensor]) -> None:
+        for index, name in enumerate(names):
+            self._readers[name] = read if len(names) == 1 else partial(_share, read, index, len(names))
+
+    def _open(self, file: Path, names: Callable[[str], tuple[str, ...]]) -> None:
         try:
             if file.name == PICKLED_WEIGHTS:
                 loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
                 for name, value in loaded.items():
                     if isinstance(value, Tensor):
-                        self._readers[rename(name)] = value.detach
+                        self._add(names(name), value.detach)
                 return
             handle = self._stack.enter_context(safe_open(file, framework="pt", device="cpu"))
             for name in handle.keys():  # noqa: SIM118
-                self._readers[rename(name)] = partial(handle.get_tensor, name)
+                self._add(names(name), partial(handle.get_tensor, name))
         except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, EOFError, KeyError) as error:
             raise DataError(
                 f"weight file '{file.name}' is corrupted", where=f"{file}: {error}", fix="restore or download it again"
@@ -261,3 +266,7 @@ class Checkpoint:
                 where=str(file),
                 fix="convert the checkpoint to safetensors with save_pretrained",
             ) from error
+
+
+def _share(read: Callable[[], Tensor], index: int, count: int) -> Tensor:
+    return read().chunk(count)[index]

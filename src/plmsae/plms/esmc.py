@@ -172,6 +172,10 @@ def _read_block(checkpoint: Checkpoint, prefix: str, config: Config) -> _Block:
 def _read_config(checkpoint: Checkpoint) -> Config:
     folder, raw = checkpoint.folder, checkpoint.config
     with reading_config(folder):
+        if "d_model" in raw:  # before the port to transformers, which says no width of the feed-forward part
+            width = int(raw["d_model"])
+            new = {"hidden_size": width, "num_hidden_layers": raw["n_layers"], "num_attention_heads": raw["n_heads"]}
+            raw = {**raw, **new, "intermediate_size": (8 * width // 3 + 255) // 256 * 256}
         rope = raw.get("rope_parameters") or {}
         config = Config(
             vocab_size=int(raw["vocab_size"]),

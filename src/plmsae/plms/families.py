@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ class Family:
         hub: Repositories of the Hugging Face hub.
         files: Files needed besides configuration and weights.
         pickled: Whether `pytorch_model.bin` may be read, because the publisher offers nothing else.
-        renamed: (old, new) parts of tensor names.
+        renamed: (pattern, replacement) for tensor names of other layouts, applied in this order.
+        packed: (pattern, names) for tensors that are several, one above the other in equal shares, after renaming.
     """
 
     module: str
@@ -36,6 +38,7 @@ class Family:
     files: tuple[str, ...] = ()
     pickled: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
+    packed: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def build(self) -> Callable[[str, Checkpoint, str], ProteinLM]:
         """The class."""
@@ -44,15 +47,43 @@ class Family:
         )
         return found
 
-    def rename(self, name: str) -> str:
-        """The present name of a tensor."""
-        for old, new in self.renamed:
-            name = name.replace(old, new)
-        return name
+    def names(self, name: str) -> tuple[str, ...]:
+        """What a tensor of a checkpoint is called by the class of transformers; several names for a packed one."""
+        for pattern, replacement in self.renamed:
+            name = re.sub(pattern, replacement, name)
+        for pattern, parts in self.packed:
+            if re.search(pattern, name):
+                return tuple(re.sub(pattern, part, name) for part in parts)
+        return (name,)
 
 
 # save_pretrained of transformers 5 writes some LayerNorms of ESM under the names of TensorFlow's.
-_ESM_RENAMED = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+_ESM_RENAMED = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+
+# Besides the layout of transformers, repositories and revisions of ESM C come in the one of TransformerEngine (fused
+# query, key, value and gate, up) and in the one of the first release, with or without the prefix `esmc.`
+# (`convert_esmc_checkpoint.py` of transformers; github.com/Biohub/esm issues 333 and 405).
+_ESMC_RENAMED = (
+    (r"^(embed|transformer)\.", r"esmc.\1."),
+    (r"^esmc\.embed\.", "esmc.embed_tokens."),
+    (r"^esmc\.transformer\.blocks\.", "esmc.layers."),
+    (r"^esmc\.transformer\.norm\.", "esmc.norm."),
+    (r"\.attn\.layernorm_qkv\.(0\.|layer_norm_)", ".input_layernorm."),
+    (r"\.attn\.layernorm_qkv\.1\.", ".attn.layernorm_qkv."),
+    (r"\.attn\.([qk])_ln\.", r".self_attn.\1_norm."),
+    (r"\.attn\.out_proj\.", ".self_attn.o_proj."),
+    (r"\.ffn\.(0\.|layer_norm_)", ".post_attention_layernorm."),
+    (r"\.ffn\.1\.weight$", ".ffn.fc1_weight"),
+    (r"\.ffn\.(3\.|fc2_)weight$", ".mlp.down_proj.weight"),
+    (r"^sequence_head\.", "lm_head."),
+    (r"^lm_head\.0\.", "lm_head.dense."),
+    (r"^lm_head\.2\.", "lm_head.layer_norm."),
+    (r"^lm_head\.3\.", "lm_head.decoder."),
+)
+_ESMC_PACKED = (
+    (r"attn\.layernorm_qkv\.weight$", tuple(f"self_attn.{part}_proj.weight" for part in "qkv")),
+    (r"ffn\.fc1_weight$", ("mlp.gate_proj.weight", "mlp.up_proj.weight")),
+)
 
 FAMILIES = (
     Family(
@@ -69,7 +100,14 @@ FAMILIES = (
         ),
         renamed=_ESM_RENAMED,
     ),
-    Family("esmc", "EsmC", "esmc", hub=("biohub/ESMC-300M", "biohub/ESMC-600M", "biohub/ESMC-6B")),
+    Family(
+        "esmc",
+        "EsmC",
+        "esmc",
+        hub=("biohub/ESMC-300M", "biohub/ESMC-600M", "biohub/ESMC-6B"),
+        renamed=_ESMC_RENAMED,
+        packed=_ESMC_PACKED,
+    ),
     Family("esmfold", "EsmFoldLM", "esm-folding", hub=("facebook/esmfold_v1",), pickled=True, renamed=_ESM_RENAMED),
     Family(
         "prot_t5",
