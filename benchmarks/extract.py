@@ -103,9 +103,8 @@ def main() -> None:
         f"relative error {bf16_error:.1e}. Slower is the ratio to plmsae in the same round, min / median / max of CPU "
         "time (wall).\n"
     )
-    print(
-        "| path | residues per CPU second | residues/s (wall) | slower than fp32 | slower than bf16 |\n|---|---|---|---|---|"
-    )
+    print("| path | residues per CPU second | residues/s (wall) | slower than fp32 | slower than bf16 |")
+    print("|---|---|---|---|---|")
     for name, measured in times.items():
         speeds = [lengths.sum() / float(np.median([one[kind] for one in measured])) for kind in (1, 0)]
         cells = [_ratios(measured, times[ours]) for ours in ("plmsae fp32", "plmsae bf16")]

@@ -229,3 +229,30 @@ def test_shares_and_their_store(root):
     assert merged.metrics == alone.metrics
     assert {name: verify(folder).files[name] for name in ours} == ours
     assert {path: path.stat().st_mtime_ns for path in (root / "parts").rglob("*.bin")} == times
+
+
+def test_bfloat16_products_report_their_error(root):
+    exact = run(root).metrics
+    store = json.loads((root / "outputs" / "extract_activations" / "store.json").read_text())
+    result = run(root, precision="bfloat16", also=[{"layer": 0}])
+    assert 1e-4 < result.metrics["relative_precision_error"] < 0.05
+    assert result.metrics["relative_precision_error_layer0_residual"] == 0  # the embedding has no products
+    assert "products were made in bfloat16" in result.summary
+    assert result.metrics["normaliser_scale"] == pytest.approx(exact["normaliser_scale"], rel=0.01)
+    assert result.metrics["normaliser_scale"] != exact["normaliser_scale"]
+    reduced = json.loads((root / "outputs/extract_activations/layer2.residual/store.json").read_text())
+    assert (store.get("precision"), reduced["precision"]) == (None, "bfloat16")
+
+
+def test_auto_asks_the_processor(root, monkeypatch):
+    exact = run(root)
+    monkeypatch.setattr("plmsae.plms.linear.has_fast_bfloat16", lambda: False)
+    assert run(root, precision="auto").metrics == exact.metrics
+    monkeypatch.setattr("plmsae.plms.linear.has_fast_bfloat16", lambda: True)
+    assert "relative_precision_error" in run(root, precision="auto").metrics
+
+
+def test_a_gpu_that_is_not_there(root, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU"):
+        run(root, device="cuda")

@@ -226,6 +226,7 @@ def _assemble(
             num_masked=_counts(masked) if any(masked.values()) else None,
             normaliser=Normaliser(scale=train.scale),
             sequences_sha256=sequences_sha256,
+            precision=settings.precision if settings.precision != "float32" else None,
             location=str(upload.place) if upload else None,
         ),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from plmsae.errors import UserError
 from plmsae.params import Params
 from plmsae.stages.spec import Input, Resources, Stage, StageContext, StageResult
 
@@ -50,6 +51,14 @@ class ExtractActivationsParams(Params):
     )
     block_rows: int = Field(
         default=2048, ge=1, le=1_048_576, description="Rows (residues) of a block, the unit of reading."
+    )
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32",
+        description="Type of the model's matrix products; sums, norms and softmax are in float32 always. bfloat16 "
+        "reports its error against float32; auto takes it where the processor multiplies it in hardware.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="cpu", description="Where the model runs; auto takes a GPU if there is one."
     )
     max_tokens_per_batch: int = Field(
         default=4096, ge=16, le=1_048_576, description="Tokens that go through the model at once."
@@ -137,6 +146,7 @@ def run(context: StageContext) -> StageResult:
     from plmsae.activations.extract import extract
     from plmsae.activations.places import store_folders
     from plmsae.activations.plan import SPLITS, Settings
+    from plmsae.activations.precision import relative_errors, sample
     from plmsae.activations.report import described, measured
     from plmsae.activations.upload import publish
     from plmsae.artifacts.s3 import S3Uri
@@ -145,7 +155,8 @@ def run(context: StageContext) -> StageResult:
 
     params: ExtractActivationsParams = context.params
     torch.set_num_threads(params.threads)
-    plm = load_plm(params.plm, params.plm_revision, root=context.root)
+    device, precision = _device(params), _precision(params)
+    plm = load_plm(params.plm, params.plm_revision, root=context.root, precision=precision, device=device)
     settings = Settings(
         layer=params.layer,
         hook=params.hook,
@@ -155,13 +166,14 @@ def run(context: StageContext) -> StageResult:
         shuffle_pool_rows=params.shuffle_pool_rows,
         seed=params.seed,
         non_finite=params.non_finite,
+        precision=precision,
     )
     also = [Place(place.layer, place.hook) for place in params.also]
     sequences = pd.read_parquet(
         context.inputs["sequences"] / "sequences.parquet",
         columns=["accession", "offset", "sequence", "length", "split"],
     )
-    resume_key = _resume_key(context)
+    resume_key = _resume_key(context, device, precision)
     statistics = extract(
         plm,
         sequences,
@@ -180,23 +192,42 @@ def run(context: StageContext) -> StageResult:
     num_residues = sequences.groupby("split")["length"].sum().astype(int).to_dict()
     num_proteins = {split: int((sequences["split"] == split).sum()) for split in SPLITS}
     everywhere = [settings, *(settings.at(place) for place in also)]
+    errors: list[float | None] = [None] * len(everywhere)
+    if precision != "float32":
+        exact = load_plm(params.plm, params.plm_revision, root=context.root, device=device)
+        errors = [*relative_errors(plm, exact, sample(sequences, params.seed), [one.place for one in everywhere])]
     metrics: dict[str, float | int] = {f"num_proteins_{split}": number for split, number in num_proteins.items()}
     summaries = []
-    for one, folder, counted in zip(
-        everywhere,
-        store_folders(context.output, [(one.layer, one.hook) for one in everywhere]),
-        statistics,
-        strict=True,
-    ):
+    folders = store_folders(context.output, [(one.layer, one.hook) for one in everywhere])
+    for one, folder, counted, error in zip(everywhere, folders, statistics, errors, strict=True):
         _check(folder, num_residues)
         publish(folder)
         suffix = "" if one is settings else f"_layer{one.layer}_{one.hook}"
-        metrics |= {f"{name}{suffix}": value for name, value in measured(folder, one, counted).items()}
-        summaries.append(described(folder, one, counted, num_proteins))
+        metrics |= {f"{name}{suffix}": value for name, value in measured(folder, one, counted, error).items()}
+        summaries.append(described(folder, one, counted, error, num_proteins))
     return StageResult(metrics, " ".join(summaries))
 
 
-def _resume_key(context: StageContext) -> str:
+def _device(params: ExtractActivationsParams) -> str:
+    import torch
+
+    there = torch.cuda.is_available()
+    if params.device == "cuda" and not there:
+        raise UserError(
+            "there is no GPU that PyTorch can use", where="extract_activations.device", fix="set it to auto or cpu"
+        )
+    return "cuda" if there and params.device != "cpu" else "cpu"
+
+
+def _precision(params: ExtractActivationsParams) -> Literal["float32", "bfloat16"]:
+    if params.precision != "auto":
+        return params.precision
+    from plmsae.plms.linear import has_fast_bfloat16
+
+    return "bfloat16" if _device(params) == "cuda" or has_fast_bfloat16() else "float32"
+
+
+def _resume_key(context: StageContext, device: str, precision: str) -> str:
     """Names what the bytes of a part depend on; workers with equal keys take each other's parts over."""
     from pathlib import Path
     from platform import machine
@@ -214,7 +245,7 @@ def _resume_key(context: StageContext) -> str:
         ),
         "sequences": context.manifests["sequences"].files["sequences.parquet"].sha256,
         "code": sha256_tree([Path(__file__), *(package / name for name in STAGE.code)], package),
-        "platform": [torch.__version__, machine(), torch.backends.cpu.get_cpu_capability()],
+        "platform": [torch.__version__, machine(), torch.backends.cpu.get_cpu_capability(), device, precision],
     }
     return sha256_bytes(canonical_json(made_from).encode())[:32]
 
