@@ -12,10 +12,11 @@ from plmsae.planning.accelerators import accelerator, accelerator_names, install
 
 def test_the_table_is_in_base_units() -> None:
     h200 = accelerator("h200")
-    assert (h200.flops, h200.bandwidth, h200.memory, h200.value_bytes) == (989e12, 4.8e12, 141e9, 2)
+    assert (h200.rates, h200.bandwidth, h200.memory) == ({"bfloat16": 989e12, "float32": 67e12}, 4.8e12, 141e9)
     for name in accelerator_names()[1:]:
         device = accelerator(name)
-        assert 1e14 < device.flops < 1e16, name
+        assert 1e14 < device.rates["bfloat16"] < 1e16, name
+        assert 1e13 < device.rates["float32"] < device.rates["bfloat16"] / 3, name
         assert 2e11 < device.bandwidth < 1e13, name
         assert 1e10 < device.memory < 1e12, name
         assert "data sheet" in device.source
@@ -23,18 +24,18 @@ def test_the_table_is_in_base_units() -> None:
 
 def test_stated_rates_replace_the_table() -> None:
     device = accelerator("h100", flops=5e14)
-    assert (device.flops, device.bandwidth, device.source) == (5e14, 3350e9, "stated")
+    assert (set(device.rates.values()), device.bandwidth, device.source) == ({5e14}, 3350e9, "stated")
 
 
 def test_a_stated_processor_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     device = accelerator("cpu", flops=3e11, bandwidth=2e10)
-    assert (device.flops, device.bandwidth, device.value_bytes, device.source) == (3e11, 2e10, 4, "stated")
+    assert (set(device.rates.values()), device.bandwidth, device.source) == ({3e11}, 2e10, "stated")
 
 
 def test_the_processor_is_measured() -> None:
     device = accelerator("cpu", bandwidth=2e10)
-    assert 1e9 < device.flops < 1e14
+    assert all(1e8 < device.rates[precision] < 1e14 for precision in ("float32", "bfloat16"))
     assert device.bandwidth == 2e10
     assert device.source.startswith("measured now")
     assert device.memory > 1e8

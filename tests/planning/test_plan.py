@@ -18,15 +18,15 @@ from plmsae.planning.report import render
 from plmsae.planning.request import Corpus, Machine, Request, Storing, Training
 
 PLM = Transformer("toy", "esm", 4, 10, 2, 5, 40, 33, 2, 100)
-DEVICE = Accelerator("toy-device", 1e6, 1e5, 1e9, 2, "made up")
+DEVICE = Accelerator("toy-device", {"float32": 1e6, "bfloat16": 1e6}, 1e5, 1e9, "made up")
 # 8 + 2 tokens each: 100 sequences are 1,000 tokens and 10,000 squared ones.
 CORPUS = Corpus("made up", {"train": Lengths({8: 80}), "valid": Lengths({8: 20}), "test": Lengths({8: 10})})
 REQUEST = Request(
     title="toy",
     plm=PLM,
     corpus=CORPUS,
-    storing=Storing(((2, "residual"),), "bfloat16", 64, 400, 128, remote=False),
-    training=Training("topk", 80, 5, 3200, 100, 1),
+    storing=Storing(((2, "residual"),), "bfloat16", 64, 400, 128, "bfloat16", remote=False),
+    training=Training("topk", 80, 5, 3200, 100, 1, "bfloat16"),
     machine=Machine(DEVICE, 1, 0.5, None, 1e9, 1e9),
 )
 
@@ -72,6 +72,28 @@ def test_training_by_hand() -> None:
     assert found["bytes_read"] == 3200 * 20
     assert found["read_rate"]["floor"] == pytest.approx(3200 * 20 / sparse)
     assert found["memory"] == {"weights_gradients_adam": 16 * parameters, "batch": 100 * (240 + 40) * 2}
+
+
+def test_precision_decides_rates_and_memory() -> None:
+    device = replace(DEVICE, rates={"float32": 1e5, "bfloat16": 1e6})
+    request = replace(
+        REQUEST,
+        machine=replace(REQUEST.machine, device=device),
+        storing=replace(REQUEST.storing, precision="float32"),
+        training=replace(REQUEST.training, precision="float32"),
+    )
+    exact, fast = make_plan(request), make_plan(REQUEST)
+    assert exact["stages"]["extract_activations"]["seconds"]["floor"] == pytest.approx(56)
+    for name, part in (("extract_activations", "weights"), ("extract_activations", "batch"), ("train_sae", "batch")):
+        assert exact["stages"][name]["memory"][part] == 2 * fast["stages"][name]["memory"][part]
+    adam, select, gather = 28 * 1690 * 32, 2 * 80 * 3200 * 4, 4 * 5 * 10 * 3200 * 4
+    sparse = 2 * 10 * 80 * 3200 / 1e5 + (adam + select + gather) / 1e5
+    assert exact["stages"]["train_sae"]["seconds"]["floor"] == pytest.approx(sparse)
+    assert exact["stages"]["evaluate"]["seconds"]["floor"] == pytest.approx(
+        10 * fast["stages"]["evaluate"]["seconds"]["floor"]
+    )
+    assert "extract_activations.precision: bfloat16 would take 10% of the extraction's floor" in exact["drivers"]
+    assert not any("precision" in driver for driver in fast["drivers"])
 
 
 def test_evaluation_by_hand() -> None:

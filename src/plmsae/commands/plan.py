@@ -89,7 +89,7 @@ def _request(args: argparse.Namespace) -> Request:
     train = _load(file, TrainSaeParams, "train_sae", partial=facts is not None)
     fidelity = _load(file, FidelityParams, "evaluate.fidelity", partial=facts is not None)
     plm = transformer(extract.plm)
-    corpus = _corpus(args, ingest, facts)
+    corpus, machine = _corpus(args, ingest, facts), _machine(args)
     train_rows = corpus.splits["train"]
     latents = train.dictionary_size or (train.expansion_factor or 1) * plm.d_model
     tokens, batch = train.tokens, train.batch_size
@@ -115,6 +115,7 @@ def _request(args: argparse.Namespace) -> Request:
             block_rows=extract.block_rows,
             part_rows=extract.shuffle_pool_rows,
             batch_tokens=extract.max_tokens_per_batch,
+            precision=_precision(args, extract, machine),
             remote=extract.store is not None,
         ),
         training=Training(
@@ -125,7 +126,7 @@ def _request(args: argparse.Namespace) -> Request:
             batch=batch,
             saes=args.saes or (facts.saes_per_layer if facts else 1),
         ),
-        machine=_machine(args),
+        machine=machine,
         fidelity_proteins=fidelity.max_proteins,
         notes=facts.notes if facts else (),
     )
@@ -261,6 +262,19 @@ def _sizes(ingest: IngestParams, wanted: float, available: float = float("inf"))
             fix="lower it, or name a larger corpus",
         )
     return {"train": train, "valid": held_out, "test": held_out}
+
+
+def _precision(args: argparse.Namespace, extract: ExtractActivationsParams, machine: Machine) -> str:
+    """`auto` as the stage resolves it; where the processor's rate is stated, nobody says what it multiplies fast."""
+    if extract.precision != "auto":
+        return extract.precision
+    if machine.device.name != "cpu":
+        return "bfloat16"
+    if args.flops is not None:
+        return "float32"
+    from plmsae.plms.linear import has_fast_bfloat16
+
+    return "bfloat16" if has_fast_bfloat16() else "float32"
 
 
 def _machine(args: argparse.Namespace) -> Machine:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from plmsae.errors import UserError, did_you_mean
+
+PRECISIONS = {"float32": 4, "bfloat16": 2}  # bytes of a value
 
 
 @dataclass(frozen=True)
@@ -15,35 +19,39 @@ class Accelerator:
 
     Attributes:
         name: Name on the command line.
-        flops: Peak rate of matrix products in FLOP/s, without sparsity.
+        rates: Precision -> peak rate of its matrix products in FLOP/s, without sparsity and without TF32.
         bandwidth: Bytes/s of its memory.
         memory: Bytes of its memory.
-        value_bytes: Bytes of a value in these products: 2 for bfloat16, 4 for fp32.
         source: Where the figures come from.
     """
 
     name: str
-    flops: float
+    rates: Mapping[str, float]
     bandwidth: float
     memory: float
-    value_bytes: int
     source: str
 
 
-_NVIDIA = "NVIDIA data sheet: dense bfloat16"
+def _listed(
+    name: str, bfloat16: float, float32: float, bandwidth: float, memory: float, form: str = "", maker: str = "NVIDIA"
+) -> Accelerator:
+    """A row of the table, in TFLOP/s, GB/s and GB as the data sheets give them."""
+    rates = {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12}
+    return Accelerator(name, rates, bandwidth * 1e9, memory * 1e9, f"{maker} data sheet{form}, without sparsity")
+
+
 _TABLE = {
     device.name: device
     for device in (
-        Accelerator("a10", 125e12, 600e9, 24e9, 2, _NVIDIA),
-        Accelerator("a100-40gb", 312e12, 1555e9, 40e9, 2, f"{_NVIDIA}, SXM"),
-        Accelerator("a100-80gb", 312e12, 2039e9, 80e9, 2, f"{_NVIDIA}, SXM"),
-        Accelerator("l4", 121e12, 300e9, 24e9, 2, _NVIDIA),
-        Accelerator("l40s", 362e12, 864e9, 48e9, 2, _NVIDIA),
-        Accelerator("h100", 989e12, 3350e9, 80e9, 2, f"{_NVIDIA}, SXM"),
-        Accelerator("h100-pcie", 756e12, 2000e9, 80e9, 2, _NVIDIA),
-        Accelerator("h200", 989e12, 4800e9, 141e9, 2, f"{_NVIDIA}, SXM"),
-        Accelerator("b200", 2250e12, 8000e9, 180e9, 2, f"{_NVIDIA}, HGX"),
-        Accelerator("mi300x", 1307e12, 5300e9, 192e9, 2, "AMD data sheet: dense bfloat16"),
+        _listed("a10", 125, 31.2, 600, 24),
+        _listed("a100-40gb", 312, 19.5, 1555, 40, ", SXM"),
+        _listed("a100-80gb", 312, 19.5, 2039, 80, ", SXM"),
+        _listed("l4", 121, 30.3, 300, 24),
+        _listed("l40s", 362, 91.6, 864, 48),
+        _listed("h100", 989, 67, 3350, 80, ", SXM"),
+        _listed("h100-pcie", 756, 51, 2000, 80),
+        _listed("h200", 989, 67, 4800, 141, ", SXM"),
+        _listed("mi300x", 1307, 163.4, 5300, 192, maker="AMD"),
     )
 }
 
@@ -58,7 +66,7 @@ def accelerator(name: str, *, flops: float | None = None, bandwidth: float | Non
 
     Args:
         name: One of `accelerator_names()`.
-        flops: A rate in FLOP/s in place of the table's.
+        flops: A rate in FLOP/s in place of the table's, for every precision.
         bandwidth: Bytes/s in place of the table's.
 
     Raises:
@@ -75,9 +83,8 @@ def accelerator(name: str, *, flops: float | None = None, bandwidth: float | Non
     device = _TABLE[name]
     if flops is None and bandwidth is None:
         return device
-    return Accelerator(
-        name, flops or device.flops, bandwidth or device.bandwidth, device.memory, device.value_bytes, "stated"
-    )
+    rates = device.rates if flops is None else dict.fromkeys(PRECISIONS, flops)
+    return Accelerator(name, rates, bandwidth or device.bandwidth, device.memory, "stated")
 
 
 def installed_accelerator(driver: Path = Path("/proc/driver/nvidia")) -> str | None:
@@ -94,27 +101,32 @@ def installed_accelerator(driver: Path = Path("/proc/driver/nvidia")) -> str | N
 def _processor(flops: float | None, bandwidth: float | None) -> Accelerator:
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if flops is not None and bandwidth is not None:
-        return Accelerator("cpu", flops, bandwidth, memory, 4, "stated")
-    rate, copied = _measure()
-    source = "measured now: fp32 products of 1,024 x 1,024 matrices, copies of 64 MB"
-    return Accelerator("cpu", flops or rate, bandwidth or copied, memory, 4, source)
+        return Accelerator("cpu", dict.fromkeys(PRECISIONS, flops), bandwidth, memory, "stated")
+    rates, copied = _measure()
+    source = "measured now: products of 1,024 x 1,024 matrices, copies of 64 MB"
+    if flops is not None:
+        rates = dict.fromkeys(PRECISIONS, flops)
+    return Accelerator("cpu", rates, bandwidth or copied, memory, source)
 
 
-def _measure() -> tuple[float, float]:
-    """Rate of fp32 products and of memory on all threads that torch takes: the best of some repetitions."""
+def _measure() -> tuple[dict[str, float], float]:
+    """Rates of products and of memory on all threads that torch takes: the best of some repetitions."""
     from time import perf_counter
 
     import torch
 
-    size, count = 1024, 16_000_000
-    left, out = torch.ones(size, size), torch.empty(size, size)
+    def best(run: Callable[[], object]) -> float:
+        times = []
+        for _ in range(6):
+            start = perf_counter()
+            run()
+            times.append(perf_counter() - start)
+        return min(times)
+
+    size, count, rates = 1024, 16_000_000, {}
+    for precision in PRECISIONS:
+        left = torch.ones(size, size, dtype=getattr(torch, precision))
+        out = torch.empty_like(left)
+        rates[precision] = 2 * size**3 / best(partial(torch.mm, left, left, out=out))
     source, target = torch.ones(count), torch.empty(count)
-    product = copy = float("inf")
-    for _ in range(6):
-        start = perf_counter()
-        torch.mm(left, left, out=out)
-        middle = perf_counter()
-        target.copy_(source)
-        product = min(product, middle - start)
-        copy = min(copy, perf_counter() - middle)
-    return 2 * size**3 / product, 8 * count / copy
+    return rates, 8 * count / best(partial(target.copy_, source))

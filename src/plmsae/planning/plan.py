@@ -6,7 +6,8 @@ from typing import Any
 
 from plmsae.planning import formulas as f
 from plmsae.planning.request import Request
-from plmsae.planning.stages import Estimate, evaluation, extraction, training
+from plmsae.planning.stages import Estimate, evaluation, extraction
+from plmsae.planning.stages import training as training_stage
 from plmsae.planning.units import amount, duration, number
 
 FAST_DISK = 3e9  # bytes/s, about one NVMe drive: needed rates above it are worth a word
@@ -19,7 +20,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     """
     stages = {
         "extract_activations": extraction(request),
-        "train_sae": training(request),
+        "train_sae": training_stage(request),
         "evaluate": evaluation(request),
     }
     machine = request.machine
@@ -57,7 +58,7 @@ def make_plan(request: Request) -> dict[str, Any]:
         "machine": {
             "device": machine.device.name,
             "count": machine.count,
-            "peak_flops": machine.device.flops,
+            "peak_flops": dict(machine.device.rates),
             "bandwidth": machine.device.bandwidth,
             "memory": machine.device.memory,
             "source": machine.device.source,
@@ -76,14 +77,15 @@ def make_plan(request: Request) -> dict[str, Any]:
 def assumptions(request: Request) -> list[str]:
     """What the numbers rest on, in words."""
     machine = request.machine
-    device = machine.device
+    device, storing, training = machine.device, request.storing.precision, request.training.precision
     return [
-        f"floor: matrix products at {number(device.flops, 'FLOP/s')}, memory at {amount(device.bandwidth)}/s, nothing "
-        f"else and nothing overlapped ({device.name}: {device.source})",
+        f"floor: matrix products at {number(device.rates[storing], 'FLOP/s')} in the extraction ({storing}) and "
+        f"{number(device.rates[training], 'FLOP/s')} in training and evaluation ({training}), memory at "
+        f"{amount(device.bandwidth)}/s, nothing else and nothing overlapped ({device.name}: {device.source})",
         f"assumed: {machine.utilisation:.0%} of these rates (an assumption, set it with --utilisation; narrow models "
         "reach less)",
-        "extraction is dealt to all devices; an SAE trains on one; evaluation counts forward passes only",
-        f"values are computed in {device.value_bytes} bytes, the SAE's weights and Adam's moments kept in 4",
+        "extraction is dealt to all devices; an SAE trains on one; evaluation counts forward passes only"
+        + ("" if device.name == "cpu" else ", and as if they ran there: `evaluate` itself computes on the processor"),
         "not counted: start-up, loading weights, ingest and its clustering, reading and writing beyond the stated "
         "rates, AuxK, statistics of the evaluations",
     ]
@@ -110,6 +112,12 @@ def drivers(request: Request, stages: dict[str, Estimate]) -> list[str]:
     saved = extract["flops_saved_by_early_exit"] / (extract["flops"] + extract["flops_saved_by_early_exit"])
     if saved >= 0.02:
         said.append(f"stopping after the last wanted layer saves {saved:.0%} of a full forward pass")
+    rates = request.machine.device.rates
+    if request.storing.precision == "float32" and extract["flops"] and rates["bfloat16"] > 1.5 * rates["float32"]:
+        said.append(
+            f"extract_activations.precision: bfloat16 would take {rates['float32'] / rates['bfloat16']:.0%} of the "
+            "extraction's floor"
+        )
     if train["fastest"] == "sparse":
         seconds = train["floor_seconds_per_sae"]
         said.append(f"sparse products could train in {seconds['sparse'] / seconds['dense']:.0%} of the dense time")

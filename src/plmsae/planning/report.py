@@ -31,7 +31,8 @@ def render(plan: Mapping[str, Any]) -> str:
                        f"longest {corpus['longest']:,}{_left_out(corpus['left_out'])}"),
             ("SAEs", f"{train['saes']:,} x {train['architecture']}, {latents}, "
                      f"{number(train['parameters'])} parameters, {amount(train['file_bytes'])} each"),
-            ("device", f"{machine['count']} x {machine['device']}"),
+            ("device", f"{machine['count']} x {machine['device']}, extraction in {extract['precision']}, training in "
+                       f"{train['precision']}"),
         ),
         "",
     ]  # fmt: skip

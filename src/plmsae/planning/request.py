@@ -39,6 +39,7 @@ class Storing:
         block_rows: Rows of a block.
         part_rows: Rows that are shuffled and written together.
         batch_tokens: Tokens that go through the model at once.
+        precision: Type of the model's matrix products.
         remote: True if the chunks go to a bucket.
     """
 
@@ -47,6 +48,7 @@ class Storing:
     block_rows: int
     part_rows: int
     batch_tokens: int
+    precision: str
     remote: bool
 
 
@@ -61,6 +63,7 @@ class Training:
         tokens: Length of one training in tokens.
         batch: Tokens of a step.
         saes: SAEs per store.
+        precision: Type of the matrix products.
     """
 
     architecture: str
@@ -69,6 +72,7 @@ class Training:
     tokens: int
     batch: int
     saes: int
+    precision: str = "float32"  # what train_sae and the evaluations compute in
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,20 @@ from math import ceil
 from typing import Any
 
 from plmsae.planning import formulas as f
+from plmsae.planning.accelerators import PRECISIONS
 from plmsae.planning.request import Machine, Request
 
 Estimate = dict[str, Any]
 
 
-def times(machine: Machine, flops: float, traffic: float = 0.0, *, jobs: float = 1.0, split: bool = True) -> Estimate:
+def times(
+    machine: Machine, precision: str, flops: float, traffic: float = 0.0, *, jobs: float = 1.0, split: bool = True
+) -> Estimate:
     """Time of `jobs` equal jobs.
 
     Args:
         machine: Devices and the assumed utilisation.
+        precision: Type of the products.
         flops: Products of one job.
         traffic: Bytes that it moves through the device's memory.
         jobs: Number of jobs.
@@ -24,7 +28,7 @@ def times(machine: Machine, flops: float, traffic: float = 0.0, *, jobs: float =
     Returns:
         `seconds` and `device_hours`, both as `floor` (100 % of the peak rates) and `assumed` (the utilisation).
     """
-    one = f.seconds(flops, traffic, machine.device.flops, machine.device.bandwidth)
+    one = f.seconds(flops, traffic, machine.device.rates[precision], machine.device.bandwidth)
     rounds = jobs / machine.count if split else ceil(jobs / machine.count)
     return {
         "seconds": {"floor": one * rounds, "assumed": one * rounds / machine.utilisation},
@@ -48,10 +52,10 @@ def extraction(request: Request) -> Estimate:
         for lengths in corpus.stored
     ]
     blocks, half = max(depths)
-    value_bytes = request.machine.device.value_bytes
+    value_bytes = PRECISIONS[storing.precision]
     stores = len(storing.captures)
     store_bytes = sum(size[0] for size in sizes)
-    time = times(request.machine, flops)
+    time = times(request.machine, storing.precision, flops)
     return {
         "sequences": sum(lengths.sequences for lengths in corpus.stored),
         "tokens": tokens,
@@ -63,6 +67,7 @@ def extraction(request: Request) -> Estimate:
         "flops_attention_quadratic": quadratic,
         "flops_saved_by_early_exit": whole - flops,
         "flops_per_residue": flops / rows,
+        "precision": storing.precision,
         "dtype": storing.dtype,
         "row_bytes": f.row_bytes(plm.d_model, storing.dtype),
         "bytes_per_store": store_bytes,
@@ -87,7 +92,7 @@ def extraction(request: Request) -> Estimate:
 def training(request: Request) -> Estimate:
     """`train_sae`: every SAE on its own, reading its store."""
     spec, d, machine = request.training, request.plm.d_model, request.machine
-    n, k, value_bytes = spec.latents, spec.k, machine.device.value_bytes
+    n, k, value_bytes = spec.latents, spec.k, PRECISIONS[spec.precision]
     steps = ceil(spec.tokens / spec.batch)
     tokens = steps * spec.batch
     parameters = f.sae_parameters(spec.architecture, d, n)
@@ -101,16 +106,17 @@ def training(request: Request) -> Estimate:
         # The gathered products run at the memory's speed: only the encoder's is left for the peak rate.
         ways["sparse"] = (2 * d * n * tokens, adam + selection + f.gather_traffic(d, k, tokens, value_bytes))
     seconds = {
-        way: f.seconds(flops, traffic, machine.device.flops, machine.device.bandwidth)
+        way: f.seconds(flops, traffic, machine.device.rates[spec.precision], machine.device.bandwidth)
         for way, (flops, traffic) in ways.items()
     }
     fastest = min(seconds, key=lambda way: seconds[way])
     saes = spec.saes * len(request.storing.captures)
-    time = times(machine, *ways[fastest], jobs=saes, split=False)
+    time = times(machine, spec.precision, *ways[fastest], jobs=saes, split=False)
     row_bytes = f.row_bytes(d, request.storing.dtype)
     train_rows = request.corpus.splits["train"].residues
     return {
         "architecture": spec.architecture,
+        "precision": spec.precision,
         "d_model": d,
         "latents": n,
         "k": k,
@@ -172,5 +178,5 @@ def evaluation(request: Request) -> Estimate:
         "sequences": {"fidelity": tested.sequences, "concepts": valid.sequences + test.sequences},
         "tokens": {"fidelity": tokens, "concepts": both_tokens},
         "flops": flops,
-        **times(request.machine, flops),
+        **times(request.machine, request.training.precision, flops),
     }
