@@ -230,3 +230,13 @@ def test_the_example_of_the_documentation_is_what_the_command_prints(capsys: pyt
     shown = "\n".join(line.removeprefix("    ") for line in example.splitlines()).strip()
     assert cli.main(command.split()) == 0
     assert capsys.readouterr().out.strip() == shown
+
+
+def test_a_stage_that_would_not_use_the_device_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--num-sequences", "1000", "--device", "h100")
+    assert plan(capsys, *arguments, "--set", "train_sae.device=cpu")["notes"] == [
+        "extract_activations.device is cpu: set it to cuda, or this stage does not run on the h100",
+        "train_sae.device is cpu: set it to cuda, or this stage does not run on the h100",
+    ]
+    assert plan(capsys, *arguments, "--set", "extract_activations.device=cuda")["notes"] == []
+    assert plan(capsys, "--num-sequences", "1000")["notes"] == []

@@ -225,7 +225,7 @@ def test_the_text_holds_the_numbers() -> None:
     text = render(make_plan(replace(REQUEST, notes=("a note",), machine=replace(REQUEST.machine, price=1.0))))
     for expected in (
         "extract_activations  1 k     5.6 M", "32 steps, 5 epochs", "1 x 16.3 kB as bfloat16", "toy: 5.84 k parameters",
-        "2 (residual): 2 of 4 blocks computed", "about the source\n- a note", "cost      ", "50% of these rates",
+        "2 (residual): 2 of 4 blocks computed", "notes\n- a note", "cost      ", "50% of these rates",
     ):  # fmt: skip
         assert expected in text
     assert max(len(line) for line in text.splitlines()) <= 118

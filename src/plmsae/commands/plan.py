@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from plmsae.planning.request import Corpus, Machine, Request
     from plmsae.stages.extract_activations import ExtractActivationsParams
     from plmsae.stages.ingest import IngestParams
+    from plmsae.stages.train_sae import TrainSaeParams
 
 SUMMARY = "say what a run will take before it runs"
 UTILISATION = 0.4
@@ -128,7 +129,7 @@ def _request(args: argparse.Namespace) -> Request:
         ),
         machine=machine,
         fidelity_proteins=fidelity.max_proteins,
-        notes=facts.notes if facts else (),
+        notes=(*_device_notes(extract, train, machine), *(facts.notes if facts else ())),
     )
 
 
@@ -275,6 +276,17 @@ def _precision(args: argparse.Namespace, extract: ExtractActivationsParams, mach
     from plmsae.plms.linear import has_fast_bfloat16
 
     return "bfloat16" if has_fast_bfloat16() else "float32"
+
+
+def _device_notes(extract: ExtractActivationsParams, train: TrainSaeParams, machine: Machine) -> list[str]:
+    """Stages whose parameters would leave the planned accelerator idle."""
+    if machine.device.name == "cpu":
+        return []
+    return [
+        f"{name}.device is cpu: set it to cuda, or this stage does not run on the {machine.device.name}"
+        for name, device in (("extract_activations", extract.device), ("train_sae", train.device))
+        if device == "cpu"
+    ]
 
 
 def _machine(args: argparse.Namespace) -> Machine:

@@ -76,7 +76,7 @@ def render(plan: Mapping[str, Any]) -> str:
     for title, key in (
         ("what drives it", "drivers"),
         ("warnings", "warnings"),
-        ("about the source", "notes"),
+        ("notes", "notes"),
         ("assumptions", "assumptions"),
     ):
         if plan[key]:
