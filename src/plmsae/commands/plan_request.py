@@ -53,7 +53,12 @@ def places(
 
 
 def read_corpus(args: argparse.Namespace, ingest: IngestParams, facts: Paper | None) -> Corpus:
-    """The lengths of the rows by split: from a file, or imagined."""
+    """The lengths of the rows by split: from a file, or imagined.
+
+    Raises:
+        UserError: A file that does not exist, or a mean that no such corpus has.
+        DataError: A file that cannot be read.
+    """
     from plmsae.errors import UserError
     from plmsae.planning.lengths import log_normal, read_lengths
     from plmsae.planning.papers import UNIREF50_MEAN
@@ -147,6 +152,11 @@ def device_notes(extract: ExtractActivationsParams, train: TrainSaeParams, machi
 
 
 def choose_machine(args: argparse.Namespace) -> Machine:
+    """The device that was named, else the installed one, else the processor (for a preset an H100), and this folder.
+
+    Raises:
+        UserError: The device is not known.
+    """
     import os
     import shutil
 
