@@ -55,6 +55,8 @@ def test_an_unknown_device_gets_a_suggestion() -> None:
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
         ("Tesla V100-SXM2-16GB", None),
     ],
 )
