@@ -306,7 +306,9 @@ def test_two_processes_do_not_write_one_file(web: WebServer, tmp_path: Path) -> 
     web.files["/f"], web.faults = SMALL, ["slow:20000"]
     thread = threading.Thread(target=fetch, args=(f"{web.url}/f", tmp_path), kwargs={"limits": FAST})
     thread.start()
+    deadline = time.monotonic() + 10
     while not web.requests:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(TryAgainError, match="another process is downloading"):
         fetch(f"{web.url}/f", tmp_path, limits=FAST)

@@ -49,6 +49,7 @@ def download(
     unless: Known | None = None,
     listed: Listed | None = None,
     verified_later: bool = False,
+    label: str | None = "download",
     limits: Limits | None = None,
 ) -> Known | None:
     """Write a file of a server to `path`, which appears whole or not at all.
@@ -59,6 +60,7 @@ def download(
         unless: Do nothing if the server says that the file is still this one.
         listed: Size and md5 that the file must have.
         verified_later: The caller knows the file's checksum, so an answer whose end cannot be told is taken as well.
+        label: Name of the progress bar; None for none.
         limits: See `Limits`.
 
     Returns:
@@ -74,7 +76,7 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     transfer = _Transfer(
-        url, part, limits, unless, endless=verified_later or (listed is not None and listed.md5 is not None)
+        url, part, limits, unless, label, endless=verified_later or (listed is not None and listed.md5 is not None)
     )
     try:
         known = retrying(url, limits, transfer.attempt, transfer.num_bytes)
@@ -98,8 +100,11 @@ def download(
 class _Transfer:
     """A file on its way, over as many attempts as it takes."""
 
-    def __init__(self, url: str, part: Path, limits: Limits, unless: Known | None, *, endless: bool) -> None:
+    def __init__(
+        self, url: str, part: Path, limits: Limits, unless: Known | None, label: str | None, *, endless: bool
+    ) -> None:
         self.url, self.part, self.limits, self.unless, self.endless = url, part, limits, unless, endless
+        self._label = label
         self.note = part.with_name(part.name + ".json")
         self._progress: Progress | None = None
 
@@ -164,9 +169,9 @@ class _Transfer:
             self.part.unlink(missing_ok=True)
         with _disk(self.part):
             write_text(self.note, json.dumps(said) + "\n")
-        if self._progress is None:
-            self._progress = Progress("download", total, "bytes", done=offset)
-        self._progress.update(offset - self._progress.done)
+        if self._progress is None and self._label is not None:
+            self._progress = Progress(self._label, total, "bytes", done=offset)
+        self._advance(offset - self._progress.done if self._progress else 0)
         size = offset
         with _disk(self.part):
             handle = self.part.open("r+b" if offset else "wb", buffering=0)
@@ -176,7 +181,7 @@ class _Transfer:
                 with _disk(self.part):
                     _write_all(handle, piece)
                 size += len(piece)
-                self._progress.update(len(piece))
+                self._advance(len(piece))
                 if size > self.limits.max_bytes:
                     raise _too_large(self.url, size, self.limits)
         if total is not None and size != total:
@@ -184,6 +189,10 @@ class _Transfer:
                 self.part.unlink(missing_ok=True)
             raise AskAgainError(f"the connection ended after {size:,} of {total:,} bytes")
         return known
+
+    def _advance(self, num_bytes: int) -> None:
+        if self._progress is not None:
+            self._progress.update(num_bytes)
 
     def _check_room(self, total: int | None, offset: int) -> None:
         if total is None:

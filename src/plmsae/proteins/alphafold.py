@@ -93,7 +93,7 @@ class AlphaFold:
         path = self._folder / f"{entry.name}-model_v{entry.version}.cif"
         if not path.is_file():
             try:
-                download(entry.url, path, verified_later=True, limits=self._limits)
+                download(entry.url, path, verified_later=True, label=None, limits=self._limits)
             except NoSuchFileError as error:
                 raise DataError(
                     f"AlphaFold DB names version {entry.version} of '{entry.name}' but does not have it",
