@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 from safetensors.torch import save
 
 from plmsae.activations.block_table import write_table
 from plmsae.activations.chunks import Block
-from plmsae.activations.embed import embed_part
+from plmsae.activations.embed import Embedded, embed_part
 from plmsae.activations.metadata import DTYPES, Normaliser, StoreMetadata, write_metadata
 from plmsae.activations.non_finite import NonFinite, write_masked
 from plmsae.activations.parts import PartStore
@@ -65,7 +66,8 @@ def extract(
             may use one at the same time.
         settings: See `Settings`.
         sequences_sha256: sha256 of the table of sequences, for the description of the store.
-        also: Further places. The memory for the rows of a part is needed once per place.
+        also: Further places. The memory for the rows of a part is needed twice per place: one part is computed
+            while another is written.
         threads: Batches that go through the model at the same time, one core each; the result does not depend on it.
         store: Prefix in a bucket for the chunks, which then leave this disk as soon as a part is finished; `output`
             keeps the description. A store lies below it under a hash of what it was made from.
@@ -126,7 +128,10 @@ def _compute(
     threads: int,
     on_part: Callable[[Part], None] | None,
 ) -> None:
-    """Make the parts that are not there yet, each under a lock: what another process makes meanwhile is waited for."""
+    """Make the parts that are not there yet, each under a lock: what another process makes meanwhile is waited for.
+
+    One part is written and sent while the next one is computed.
+    """
     todo = [part for part in parts if not all(store.is_finished(part) for store in stores)]
     for part in parts:
         if part not in todo:
@@ -134,45 +139,68 @@ def _compute(
                 store.send(part)
     total = sum(part.num_rows for part in parts)
     done = total - sum(part.num_rows for part in todo)
-    with Progress("extract_activations", total, "residues", done=done) as progress:
+    with (
+        Progress("extract_activations", total, "residues", done=done) as progress,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+    ):
+        before: Future[None] | None = None
         for patient in (False, True):
             for part in list(todo):
-                with _locked(locks / f".{part.name}.lock", wait=patient) as mine:
-                    if not mine:
-                        continue
-                    todo.remove(part)
+                lock = _lock(locks / f".{part.name}.lock", wait=patient)
+                if lock is None:
+                    continue
+                todo.remove(part)
+                try:
                     missing = [store for store in stores if not store.is_finished(part)]
                     if missing:
                         settings = [store.settings for store in missing]
-                        for store, embedded in zip(
-                            missing, embed_part(plm, part, settings, threads=threads, progress=progress), strict=True
-                        ):
-                            store.write(part, embedded)
+                        made = embed_part(plm, part, settings, threads=threads, progress=progress)
                     else:
+                        made = []
                         progress.update(part.num_rows)
-                    for store in stores:
-                        store.send(part)
-                if missing and on_part is not None:
-                    on_part(part)
+                    if before is not None:
+                        before.result()
+                except BaseException:
+                    lock.close()
+                    raise
+                before = writer.submit(_finish, part, stores, list(zip(missing, made, strict=True)), lock, on_part)
+        if before is not None:
+            before.result()
 
 
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a lock file, which a killed process lets go of; without `wait` False if another process holds it."""
+def _finish(
+    part: Part,
+    stores: Sequence[PartStore],
+    made: Sequence[tuple[PartStore, Embedded]],
+    lock: IO[str],
+    on_part: Callable[[Part], None] | None,
+) -> None:
+    with lock:
+        for store, embedded in made:
+            store.write(part, embedded)
+        for store in stores:
+            store.send(part)
+    if made and on_part is not None:
+        on_part(part)
+
+
+def _lock(path: Path, *, wait: bool) -> IO[str] | None:
+    """Lock a file until it is closed, if only by a kill; without `wait` None if another process has it locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise UserError(
-                "the file system does not lock files, so that workers would disturb each other",
-                where=f"{path}: {error}",
-                fix="put extract_activations.shared on another one, or use a bucket: extract_activations.store",
-            ) from error
-        yield True
+    handle = path.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        handle.close()
+        return None
+    except OSError as error:
+        handle.close()
+        raise UserError(
+            "the file system does not lock files, so that workers would disturb each other",
+            where=f"{path}: {error}",
+            fix="put extract_activations.shared on another one, or use a bucket: extract_activations.store",
+        ) from error
+    return handle
 
 
 def _assemble(
