@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pandas as pd
 import pytest
 
 from plmsae.artifacts.manifest import Manifest, list_files, manifest_sha256, verify, write_manifest
-from plmsae.errors import DataError, UserError
+from plmsae.errors import DataError, TryAgainError, UserError
 from plmsae.params import validate
 from plmsae.stages.execute import execute
 from plmsae.stages.extract_activations import STAGE, ExtractActivationsParams
@@ -256,3 +259,52 @@ def test_a_gpu_that_is_not_there(root, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="no GPU"):
         run(root, device="cuda")
+
+
+@contextmanager
+def largest_file(num_bytes):
+    """A disk that takes no more than so much of a file: `EFBIG`, which a full one answers with `ENOSPC`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_old_output_and_what_is_finished(root):
+    run(root)
+    folder = root / "outputs" / "extract_activations"
+    before = manifest_sha256(folder)
+    with largest_file(100_000), pytest.raises(TryAgainError, match="no room is left on the disk") as caught:
+        run(root, seed=1)
+    assert "goes on where it stopped" in str(caught.value)
+    assert manifest_sha256(folder) == before
+    (checkpoints,) = (root / ".plmsae" / "checkpoints").iterdir()
+    assert not list(checkpoints.rglob("*.bin")), "half-written chunks would keep the disk full"
+    run(root, seed=1)
+    after_trouble = manifest_sha256(folder)
+    shutil.rmtree(root / ".plmsae")
+    run(root, seed=1)
+    assert manifest_sha256(folder) == after_trouble
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "foreign"])
+def test_a_store_that_its_manifest_does_not_describe(root, damage):
+    from plmsae.stages.train_sae import STAGE as TRAIN
+    from plmsae.stages.train_sae import TrainSaeParams
+
+    run(root)
+    chunk = root / "outputs/extract_activations/train/chunk-0-0.bin"
+    data = chunk.read_bytes()
+    if damage == "missing":
+        chunk.unlink()
+    elif damage == "foreign":
+        (chunk.parent / "chunk-7-0.bin").write_bytes(data)
+    else:
+        chunk.unlink()
+        chunk.write_bytes(data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    params = validate(TrainSaeParams, {"tokens": 1}, section="train_sae")
+    with pytest.raises(DataError) as caught:
+        execute(TRAIN, params, root=root)
+    assert ("chunk-7-0.bin" if damage == "foreign" else "chunk-0-0.bin") in str(caught.value)

@@ -84,17 +84,21 @@ class PartStore:
         temporary = self.folder / f".{part.name}"
         for folder in (final, temporary):
             shutil.rmtree(folder, ignore_errors=True)
-        rows = embedded.rows
-        order = torch.from_numpy(np.random.default_rng(part.shuffle_seed).permutation(len(rows)))
-        index = write_chunks(temporary, rows, order, self.settings.block_rows)
-        write_bytes(temporary / STATISTICS, save(embedded.statistics.tensors()))
-        files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-        record: dict[str, Any] = {"identity": self._identity_of(part), "files": files, "index": index}
-        if embedded.masked:
-            record["masked"] = [asdict(one) for one in embedded.masked]
-        if self.upload is not None:
-            record["blocks"] = self._hash_blocks(temporary, index)
-        write_text(temporary / RECORD, json.dumps(record, sort_keys=True))
+        try:
+            rows = embedded.rows
+            order = torch.from_numpy(np.random.default_rng(part.shuffle_seed).permutation(len(rows)))
+            index = write_chunks(temporary, rows, order, self.settings.block_rows)
+            write_bytes(temporary / STATISTICS, save(embedded.statistics.tensors()))
+            files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+            record: dict[str, Any] = {"identity": self._identity_of(part), "files": files, "index": index}
+            if embedded.masked:
+                record["masked"] = [asdict(one) for one in embedded.masked]
+            if self.upload is not None:
+                record["blocks"] = self._hash_blocks(temporary, index)
+            write_text(temporary / RECORD, json.dumps(record, sort_keys=True))
+        except BaseException:  # a full disk, say: what is half-written would keep it full
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         os.rename(temporary, final)
 
     def send(self, part: Part) -> None:

@@ -8,6 +8,7 @@ manifests and the code, so that a resumed run never meets other parameters.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -32,6 +33,7 @@ from plmsae.stages.spec import Stage, StageContext, StageResult
 logger = logging.getLogger("plmsae")
 PACKAGE = Path(plmsae.__file__).parent
 STATE = Path(".plmsae")
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full, over the quota, over the largest file
 _VERSIONS = ("torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "litdata", "lightning", "mlflow")
 
 
@@ -61,7 +63,7 @@ def execute(
     Raises:
         UserError: An unknown port or a missing raw file.
         DataError: An input that is incomplete, corrupted or of another kind; a metric that is not finite.
-        TryAgainError: Another process runs the same stage here, or the source code changed meanwhile.
+        TryAgainError: Another process runs the same stage here, the disk is full, or the source code changed meanwhile.
     """
     final = (root / (output or stage.output)).resolve()
     state = (state or root / STATE).resolve()
@@ -126,6 +128,16 @@ def execute(
             )
             write_manifest(draft, manifest)
             swap_folder(draft, final, trash)
+        except OSError as error:
+            if error.errno not in _DISK_IS_FULL:
+                raise
+            raise TryAgainError(
+                f"no room is left on the disk for '{stage.id}'",
+                where=str(error.filename or workspace),
+                fix="free some, then run it again"
+                + (": it goes on where it stopped" if stage.resumable else "")
+                + ("; or let the activations go to a bucket (store)" if "store" in stage.knobs else ""),
+            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
