@@ -1,16 +1,19 @@
-"""Hidden states of the bundled LM: our packed forward against transformers' padded one, interleaved in one process.
+"""Hidden states of ESM-2: our packed forward against transformers' padded one, interleaved in one process.
 
-    python benchmarks/extract.py [--threads 2] [--sequences 200] [--layer 4] [--rounds 5]
+    python benchmarks/extract.py [--width 320 --layers 6] [--layer L] [--threads 1] [--sequences 60] [--rounds 3]
 
-Lengths are log-normal (median 250, sigma 0.6, 30 to 1,022). All variants return the residue rows of one layer, in
-fp32, and are first checked to agree. The peers are transformers' `EsmForMaskedLM` in batches of 8: in file order with
-all hidden states kept, which is the loop that extraction scripts commonly use, and with sequences sorted by length.
+Random weights; width 320 with 6 layers is the size of esm2_t6_8M, 1280 that of esm2_t33_650M (2 of its 33 layers say
+what all of them cost). Lengths are log-normal (median 250, sigma 0.6, 30 to 1,022). All variants return the residue
+rows of one layer in fp32 and are first checked against the first: fp32 to 2e-5 of the largest value, bf16 to 5 % of
+the root mean square. The peers are transformers' `EsmModel` in batches of 8: in file order with all hidden states
+kept, which is InterPLM's loop, and with sequences sorted by length. `--layer` stops ours early; the peers compute all.
 A ratio is the time of a peer over ours in the same round; CPU time hardly feels the neighbours, wall time does.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -19,35 +22,42 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import EsmForMaskedLM
+from transformers import EsmConfig, EsmForMaskedLM
 from transformers.utils import logging
 
 from plmsae.plms import load_plm
+from plmsae.plms.base import ProteinLM
 from plmsae.plms.batching import length_sorted_batches
+from plmsae.plms.linear import has_fast_bfloat16, kernel
 from plmsae.plms.parallel import ordered_map
 
 BATCH = 8
 TOKENS = 4096
+HEADS = 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("threads", 2), ("sequences", 60), ("layer", 4), ("rounds", 3)):
+    for name, default in (("width", 320), ("layers", 6), ("threads", 1), ("sequences", 60), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--layer", type=int, help="layer to read (the last)")
     arguments = parser.parse_args()
+    layer = arguments.layers if arguments.layer is None else arguments.layer
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(arguments.threads)
     generator = np.random.default_rng(0)
     lengths = np.clip(np.exp(generator.normal(np.log(250), 0.6, arguments.sequences)), 30, 1022).astype(int)
     sequences = ["".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), n)) for n in lengths]
-    plm = load_plm("esm_small")
-    peer = EsmForMaskedLM.from_pretrained(_folder(), dtype=torch.float32).eval()
+    peer = _peer(arguments.width, arguments.layers)
+    with tempfile.TemporaryDirectory() as folder:
+        peer.save_pretrained(folder)
+        plm, reduced = load_plm(folder), load_plm(folder, precision="bfloat16")
 
-    def embed(batch: npt.NDArray[np.int64]) -> Tensor:
-        return plm.hidden(plm.tokenize([sequences[i] for i in batch]), arguments.layer)
+    def packed(model: ProteinLM) -> list[Tensor]:
+        def embed(batch: npt.NDArray[np.int64]) -> Tensor:
+            return model.hidden(model.tokenize([sequences[i] for i in batch]), layer)
 
-    def ours() -> list[Tensor]:
         batches = length_sorted_batches(lengths, TOKENS)
         parts = zip(batches, ordered_map(embed, batches, arguments.threads), strict=True)
         rows = {i: r for batch, out in parts for i, r in zip(batch, out.split(lengths[batch].tolist()), strict=True)}
@@ -61,44 +71,67 @@ def main() -> None:
             tokens = plm.tokenize([sequences[i] for i in batch])
             ids = pad_sequence(tokens.ids.split(tokens.lengths.tolist()), batch_first=True, padding_value=1)
             out = peer.esm(input_ids=ids, attention_mask=(ids != 1).long(), output_hidden_states=True)
-            for row, i in zip(out.hidden_states[arguments.layer], batch, strict=True):
+            for row, i in zip(out.hidden_states[layer], batch, strict=True):
                 rows[i] = row[1 : 1 + lengths[i]].clone()
         return [rows[i] for i in range(len(lengths))]
 
     variants: dict[str, Callable[[], list[Tensor]]] = {
-        "plmsae": ours,
-        "transformers, file order": lambda: padded(np.arange(len(lengths))),
-        "transformers, by length": lambda: padded(np.argsort(-lengths, kind="stable")),
+        "InterPLM's loop (transformers, file order)": lambda: padded(np.arange(len(lengths))),
+        "transformers, sorted by length": lambda: padded(np.argsort(-lengths, kind="stable")),
+        "plmsae fp32": lambda: packed(plm),
+        "plmsae bf16": lambda: packed(reduced),
     }
-    expected = torch.cat(padded(np.arange(len(lengths))))
-    for name, function in variants.items():
-        error = (torch.cat(function()) - expected).abs().max() / expected.abs().max()
+    names = list(variants)
+    found = {name: torch.cat(function()) for name, function in variants.items()}
+    expected = found[names[0]]
+    for name in names[1:3]:
+        error = float((found[name] - expected).abs().max() / expected.abs().max())
         assert error < 2e-5, (name, error)
+    bf16_error = float((found["plmsae bf16"] - expected).norm() / expected.norm())
+    assert bf16_error < 0.05, bf16_error
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for _ in range(arguments.rounds):
         for name, function in variants.items():
             wall, cpu = time.perf_counter(), time.process_time()
             function()
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    fast = "in hardware" if has_fast_bfloat16() else "not in hardware"
     print("# Activation extraction\n")
     print(
-        f"`esm_small`, {arguments.threads} threads, {lengths.sum():,} residues, layer {arguments.layer}, "
-        f"{arguments.rounds} interleaved rounds; slower is the ratio to plmsae in the same round, min / median / max.\n"
+        f"{arguments.layers} layers of width {arguments.width}, layer {layer}, {arguments.threads} threads, "
+        f"{lengths.sum():,} residues, {arguments.rounds} interleaved rounds; fp32 by {kernel()}, bf16 {fast}, its "
+        f"relative error {bf16_error:.1e}. Slower is the ratio to plmsae in the same round, min / median / max of CPU "
+        "time (wall).\n"
     )
-    print("| path | residues/s (wall) | slower (wall) | slower (CPU) |\n|---|---|---|---|")
+    print("| path | residues per CPU second | residues/s (wall) | slower than fp32 | slower than bf16 |")
+    print("|---|---|---|---|---|")
     for name, measured in times.items():
-        cells = []
-        for kind in range(2):
-            ratios = sorted(theirs[kind] / our[kind] for theirs, our in zip(measured, times["plmsae"], strict=True))
-            cells.append(f"{ratios[0]:.1f} / {float(np.median(ratios)):.1f} / {ratios[-1]:.1f}")
-        speed = lengths.sum() / np.median([item[0] for item in measured])
-        print(f"| {name} | {speed:,.0f} | {cells[0]} | {cells[1]} |")
+        speeds = [lengths.sum() / float(np.median([one[kind] for one in measured])) for kind in (1, 0)]
+        cells = [_ratios(measured, times[ours]) for ours in ("plmsae fp32", "plmsae bf16")]
+        print(f"| {name} | {speeds[0]:,.0f} | {speeds[1]:,.0f} | {cells[0]} | {cells[1]} |")
 
 
-def _folder() -> str:
-    import plmsae.plms
+def _ratios(theirs: list[tuple[float, float]], ours: list[tuple[float, float]]) -> str:
+    wall, cpu = (sorted(a[kind] / b[kind] for a, b in zip(theirs, ours, strict=True)) for kind in (0, 1))
+    return f"{cpu[0]:.1f} / {float(np.median(cpu)):.1f} / {cpu[-1]:.1f} ({float(np.median(wall)):.1f})"
 
-    return str(next(iter(plmsae.plms.__path__)) + "/small")
+
+def _peer(width: int, layers: int) -> EsmForMaskedLM:
+    torch.manual_seed(0)
+    config = EsmConfig(
+        vocab_size=33,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * width,
+        max_position_embeddings=1026,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        emb_layer_norm_before=False,
+        mask_token_id=32,
+        pad_token_id=1,
+    )
+    return EsmForMaskedLM(config).eval()
 
 
 if __name__ == "__main__":

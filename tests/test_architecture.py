@@ -25,7 +25,7 @@ LEVELS = (
     ("validation", "plms"),
     ("activations",),
     ("training", "evaluation", "steering"),
-    ("interpretation", "registry"),
+    ("interpretation", "registry", "planning"),
     ("stages",),
     ("cluster",),
     ("commands",),

@@ -27,7 +27,8 @@ def ingest(
         summary: One paragraph for people.
         manifest_sha256: Checksum that names the output; feeds the cache keys downstream.
         params: The other parameters of section `ingest`, one JSON object; "{}" takes the defaults.
-        source: Protein file, a path or s3://BUCKET/KEY: UniProt TSV, flat text or JSON, FASTA, text; gzip or not
+        source: Protein file, a path, s3://BUCKET/KEY or https://...: UniProt TSV, flat text or JSON, FASTA, text; gzip
+            or not
         source_sha256: Hex sha256 that the file must have; null takes any (a Kubeflow task must name it: its cache does
             not look at bytes)
         seed: Seed of the subset and of the split

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 VERBS = {
     "run": "run one stage of the pipeline",
     "doctor": "check this installation and what it can reach",
+    "plan": "say what a run will take before it runs",
     "models": "list the registered SAEs",
     "pull": "copy a registered SAE with its evidence to a folder",
     "features": "active latents of every residue of your proteins",

@@ -17,12 +17,12 @@ class Progress:
 
     Args:
         label: What is being done, e.g. `extract_activations`.
-        total: Number of units in all.
+        total: Number of units in all; None if it is not known.
         unit: Name of the unit, e.g. `residues`.
         done: Units already done by an earlier, interrupted run.
     """
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self._start = self._last = time.monotonic()
         self._first = done
@@ -53,9 +53,10 @@ class Progress:
     def _line(self, values: dict[str, float]) -> None:
         self._last = now = time.monotonic()
         rate = (self.done - self._first) / max(now - self._start, 1e-9)
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        left = (self.total - self.done) / rate if rate > 0 and self.total is not None else float("inf")
         extra = "".join(f" {name}={value:.4g}" for name, value in values.items())
         eta = f"{int(left // 3600):02d}:{int(left % 3600 // 60):02d}:{int(left % 60):02d}" if left < 360000 else "?"
+        total = "?" if self.total is None else self.total
         logger.info(
-            "%s done=%d total=%d %s_per_s=%.0f eta=%s%s", self.label, self.done, self.total, self.unit, rate, eta, extra
+            "%s done=%d total=%s %s_per_s=%.0f eta=%s%s", self.label, self.done, total, self.unit, rate, eta, extra
         )

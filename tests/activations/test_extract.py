@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from plmsae.activations.blocks import BlockStore
 from plmsae.activations.check import check_store
-from plmsae.activations.extract import extract, plan_parts
+from plmsae.activations.extract import extract
 from plmsae.activations.metadata import read_metadata
-from plmsae.activations.parts import Settings
+from plmsae.activations.plan import Settings, plan_parts
 from plmsae.errors import DataError, UserError
 from plmsae.plms import load_plm
 from tests.activations.conftest import huge_tryptophan, write_model
@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def undisturbed(plm, sequences, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("undisturbed")
-    statistics = extract(plm, sequences, folder / "out", folder / "checkpoints", SETTINGS, sequences_sha256=SHA256)
+    (statistics,) = extract(plm, sequences, folder / "out", folder / "checkpoints", SETTINGS, sequences_sha256=SHA256)
     return folder / "out", statistics
 
 
@@ -166,13 +166,13 @@ def test_damaged_and_foreign_parts_are_made_again(plm, sequences, undisturbed, t
 
     everything = run("a")
     assert run("b") == []
-    chunk = tmp_path / "checkpoints" / "parts" / everything[0] / "chunk-0-0.bin"
+    chunk = tmp_path / "checkpoints" / "layer1.residual" / everything[0] / "chunk-0-0.bin"
     data = bytearray(chunk.read_bytes())
     data[-1] ^= 1
     chunk.unlink()  # it is linked into the stores
     chunk.write_bytes(bytes(data))
-    (tmp_path / "checkpoints" / "parts" / everything[1] / "statistics.safetensors").unlink()
-    (tmp_path / "checkpoints" / "parts" / everything[2] / "part.json").write_text("{")
+    (tmp_path / "checkpoints" / "layer1.residual" / everything[1] / "statistics.safetensors").unlink()
+    (tmp_path / "checkpoints" / "layer1.residual" / everything[2] / "part.json").write_text("{")
     assert run("c") == everything[:3]
     assert run("d", Settings(**{**vars(SETTINGS), "layer": 2})) == everything
     for output in ("a", "b", "c"):
@@ -185,7 +185,7 @@ from pathlib import Path
 import pandas as pd
 from plmsae.activations.extract import extract
 from plmsae.plms import load_plm
-from plmsae.activations.parts import Settings
+from plmsae.activations.plan import Settings
 from tests.activations.test_extract import SHA256
 root, settings = Path(sys.argv[1]), Settings(**json.loads(sys.argv[2]))
 def pause(part):
@@ -285,7 +285,7 @@ def test_overflow_of_float16_names_the_protein_and_the_way_out(sequences, tmp_pa
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_other_types(plm, sequences, tmp_path, dtype):
     settings = Settings(**{**vars(SETTINGS), "dtype": dtype})
-    statistics = extract(plm, sequences, tmp_path / "o", tmp_path / "c", settings, sequences_sha256=SHA256)
+    (statistics,) = extract(plm, sequences, tmp_path / "o", tmp_path / "c", settings, sequences_sha256=SHA256)
     error = statistics["train"].relative_rounding_error
     assert error == 0 if dtype == "float32" else 1e-5 < error < 5e-4
     torch_dtype = getattr(torch, dtype)

@@ -16,7 +16,7 @@ from plmsae.activations.check import check_store
 from plmsae.activations.extract import extract
 from plmsae.activations.metadata import METADATA, read_metadata
 from plmsae.activations.non_finite import describe_masked, find_non_finite
-from plmsae.activations.parts import Settings
+from plmsae.activations.plan import Settings
 from plmsae.activations.reader import ActivationReader
 from plmsae.errors import DataError
 from plmsae.plms import load_plm
@@ -35,7 +35,7 @@ def overflowing(tmp_path_factory):
 
 
 def run(plm, sequences, folder, name="out", settings=SETTINGS, **more):
-    statistics = extract(plm, sequences, folder / name, folder / "ck", settings, sequences_sha256=SHA256, **more)
+    (statistics,) = extract(plm, sequences, folder / name, folder / "ck", settings, sequences_sha256=SHA256, **more)
     return folder / name, statistics
 
 
@@ -125,7 +125,7 @@ def test_an_interrupted_extraction_ends_with_the_same_bytes(overflowing, sequenc
     assert again
     assert not set(again) & set(computed)
     assert contents(folder) == contents(masked[0])
-    record = tmp_path / "ck" / "parts" / computed[0] / "part.json"
+    record = tmp_path / "ck" / "layer0.residual" / computed[0] / "part.json"
     record.write_text(record.read_text().replace('"residue": ', '"position": '))
     third = []
     folder, _ = run(overflowing, sequences, tmp_path, "third", on_part=lambda part: third.append(part.name))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -107,11 +112,60 @@ def test_batches_are_new_tensors_that_later_ones_do_not_change(store):
     assert torch.equal(first, kept)
 
 
-def test_memory_is_bounded_by_the_pool(store):
-    reader = ActivationReader(store, "train", 10, 0, 100)
-    for step in range(2 * NUM_ROWS // 10):
-        reader.batch(step)
-    assert len(reader._pool) <= 128  # four blocks of 32
+@pytest.mark.parametrize("ahead", [False, True])
+def test_memory_is_bounded_by_the_pool(tmp_path, ahead):
+    """Four epochs of 64 MiB through pools of 4 MiB: what the reader allocates is the pools and a batch."""
+    d_model = 512
+    folder = write_store(tmp_path / "store", [torch.zeros(65_536, d_model, dtype=torch.bfloat16)], 512)
+    pool_bytes = 4096 * d_model * 2
+    before = resident_bytes()
+    reader = ActivationReader(folder, "train", 512, 0, 4096, ahead=ahead)
+    out = torch.empty(512, d_model)
+    grown = 0
+    for step in range(4 * 65_536 // 512):
+        reader.batch(step, out)
+        grown = max(grown, resident_bytes() - before)
+    assert pool_bytes < grown < (1 + ahead) * pool_bytes + 8 * 2**20
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batch_size=st.integers(1, 400),
+    pool_rows=st.integers(1, NUM_ROWS),
+    threads=st.integers(1, 4),
+    ahead=st.booleans(),
+)
+def test_threads_and_loading_ahead_change_no_batch(store, batch_size, pool_rows, threads, ahead):
+    steps = range(3 * NUM_ROWS // batch_size + 2)
+    alone = ActivationReader(store, "train", batch_size, 1, pool_rows)
+    shared = ActivationReader(store, "train", batch_size, 1, pool_rows, ahead=ahead)
+    with ThreadPoolExecutor(threads) as pool:
+        for step, batch in zip(steps, pool.map(shared.batch, steps), strict=True):
+            assert torch.equal(batch, alone.batch(step))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_batch_of_one_process(store, world_size):
+    alone = ActivationReader(store, "train", 30 * world_size, 7, 128)
+    ranks = [
+        ActivationReader(store, "train", 30, 7, 128, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    for step in range(40):
+        assert torch.equal(torch.cat([reader.batch(step) for reader in ranks]), alone.batch(step))
+    assert {reader.state()["world_size"] for reader in ranks} == {world_size}
+
+
+def test_the_next_pool_is_loaded_while_this_one_is_used(store):
+    reader = ActivationReader(store, "train", 32, 0, 64, ahead=True)
+    reader.batch(0)
+    deadline = time.monotonic() + 10
+    while not any(pool._ready and pool._key == (0, 1) for pool in reader._pools._pools):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_empty_split_and_unknown_split(tmp_path, store):
@@ -126,9 +180,10 @@ def test_empty_split_and_unknown_split(tmp_path, store):
         ActivationReader(empty, "train", 10, 0)
 
 
-def test_a_chunk_lost_while_training_is_named(tmp_path):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_chunk_lost_while_training_is_named(tmp_path, ahead):
     folder = write_store(tmp_path / "store", [numbered_rows(0, 64), numbered_rows(64, 128)], 16)
-    reader = ActivationReader(folder, "train", 16, 0, 16)
+    reader = ActivationReader(folder, "train", 16, 0, 16, ahead=ahead)
     (folder / "train" / "chunk-1-0.bin").unlink()
     with pytest.raises(DataError, match=r"chunk 'chunk-1-0.bin' cannot be read"):
         [reader.batch(step) for step in range(8)]

@@ -24,7 +24,7 @@ from plmsae.activations.cache import BlockCache
 from plmsae.activations.check import check_store
 from plmsae.activations.extract import extract
 from plmsae.activations.metadata import read_metadata
-from plmsae.activations.parts import Settings
+from plmsae.activations.plan import Settings
 from plmsae.activations.reader import ActivationReader
 from plmsae.activations.upload import publish
 from plmsae.artifacts.s3 import S3, S3Uri
@@ -279,7 +279,9 @@ def test_another_machine_goes_on_where_this_one_stopped(plm, sequences, stored, 
         run(plm, sequences, tmp_path / "one", store, resume_key="a", on_part=stop)
     again: list[str] = []
     output = run(plm, sequences, tmp_path / "two", store, resume_key="a", on_part=lambda part: again.append(part.name))
-    everything = {path.parent.name for path in (tmp_path / "two" / "checkpoints" / "parts").rglob("part.json")}
+    everything = {
+        path.parent.name for path in (tmp_path / "two" / "checkpoints" / "layer1.residual").rglob("part.json")
+    }
     # The third part was uploaded, and recorded before it was reported.
     assert set(again) == everything - set(computed)
     assert {name: data for name, data in files(output).items() if name != "store.json"} == {

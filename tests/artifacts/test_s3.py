@@ -79,6 +79,50 @@ def test_fetch_keeps_the_name_and_takes_what_is_there(s3: S3Server, tmp_path: Pa
     assert [path.name for path in fetch(uri, tmp_path).parent.iterdir()] == ["proteins.tsv.gz"]
 
 
+def test_a_large_object_comes_in_pieces_and_a_later_call_goes_on(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bucket, client = s3.bucket(), s3.client()
+    data, uri = bytes(range(250)) * 40, f"s3://{bucket}/big"
+    client.put_object(Bucket=bucket, Key="big", Body=data)
+    monkeypatch.setattr("plmsae.artifacts.s3.FETCH_BYTES", 3000)
+    asked: list[int] = []
+    get = S3.get
+
+    def failing(store: S3, source: S3Uri, start: int = 0, num_bytes: int | None = None, **more: str) -> bytes:
+        asked.append(start)
+        if start == 6000 and asked.count(6000) == 1:
+            raise TryAgainError("the line is dead")
+        return get(store, source, start, num_bytes, **more)
+
+    monkeypatch.setattr(S3, "get", failing)
+    with pytest.raises(TryAgainError, match="the line is dead"):
+        fetch(uri, tmp_path)
+    assert fetch(uri, tmp_path).read_bytes() == data
+    assert asked == [0, 3000, 6000, 6000, 9000]
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_no_mixture(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bucket, client = s3.bucket(), s3.client()
+    uri = f"s3://{bucket}/big"
+    client.put_object(Bucket=bucket, Key="big", Body=b"a" * 5000)
+    monkeypatch.setattr("plmsae.artifacts.s3.FETCH_BYTES", 3000)
+    get = S3.get
+
+    def replacing(store: S3, source: S3Uri, start: int = 0, num_bytes: int | None = None, **more: str) -> bytes:
+        if start:
+            client.put_object(Bucket=bucket, Key="big", Body=b"b" * 5000)
+        return get(store, source, start, num_bytes, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(S3, "get", replacing)
+        with pytest.raises(TryAgainError, match="was replaced while it was read"):
+            fetch(uri, tmp_path)
+    assert fetch(uri, tmp_path).read_bytes() == b"b" * 5000
+
+
 def test_what_is_not_there_is_named(s3: S3Server, tmp_path: Path) -> None:
     bucket = s3.bucket()
     with pytest.raises(UserError, match=f"object 's3://{bucket}/a/b' does not exist"):

@@ -159,6 +159,8 @@ def test_stopping_to_wait_says_that_the_run_goes_on(
     [
         ((), "'ingest.source' = 'data/swissprot.tsv.gz' is a file of this machine"),
         (("--set", "ingest.source=s3://bucket/key"), "parameter 'source_sha256' is missing"),
+        (("--set", "ingest.source=https://host/key"), "parameter 'source_sha256' is missing"),
+        ((*SOURCE, "--set", "ingest.structures=pdb"), "'ingest.structures' = 'pdb' is of this machine"),
         ((*SOURCE, "--set", "train_sae.k=eight"), "'train_sae.k' = 'eight': should be a valid integer"),
         ((*SOURCE, "--set", "train_sae.seed=3"), "a pipeline has one 'seed'"),
         ((*SOURCE, "--set", "trainsae.k=3"), "no stage that reads 'trainsae.k'"),

@@ -9,7 +9,7 @@ import torch
 
 from plmsae.activations.blocks import BlockStore
 from plmsae.activations.extract import extract
-from plmsae.activations.parts import Settings
+from plmsae.activations.plan import Settings
 from plmsae.plms import load_plm
 from plmsae.plms.base import ProteinLM
 from plmsae.proteins.tables import read_sequences, write_annotations, write_sequences

@@ -9,7 +9,7 @@ import torch
 
 from plmsae.activations.extract import extract
 from plmsae.activations.metadata import read_metadata
-from plmsae.activations.parts import Settings
+from plmsae.activations.plan import Settings
 from plmsae.artifacts.s3 import S3Uri
 from plmsae.evaluation.inputs import Inputs
 from plmsae.evaluation.units import neurons

@@ -11,9 +11,15 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.plms import tiny
 
 COMMIT = "a" * 40
 REPOSITORY = "facebook/esm2_t6_8M_UR50D"
+WITHOUT_WEIGHTS = "facebook/esm2_t12_35M_UR50D"
+PICKLED = "Rostlab/prot_t5_xl_half_uniref50-enc"
 PROGRAM = """
 import json, sys
 from plmsae.errors import PlmsaeError
@@ -27,9 +33,22 @@ for name, revision in json.loads(sys.argv[1]):
 """
 
 
+@pytest.fixture(scope="module")
+def pickled_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("t5")
+    tiny.prot_t5(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
 @pytest.fixture
-def hub(tiny_folder):
-    """Serves the tiny checkpoint as `REPOSITORY` at `main` and `COMMIT`; another model without safetensors."""
+def hub(tiny_folder, pickled_folder, tmp_path):
+    """Serves the tiny checkpoint at `main` and `COMMIT`, one without weights, and one whose weights are pickled."""
+    config = tmp_path / "without"
+    config.mkdir()
+    (config / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    folders = {REPOSITORY: tiny_folder, WITHOUT_WEIGHTS: config, PICKLED: pickled_folder}
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -40,16 +59,13 @@ def hub(tiny_folder):
 
         def answer(self):
             owner, name, _, revision, file = self.path.lstrip("/").split("?")[0].split("/")
-            path = tiny_folder / file
-            if f"{owner}/{name}" == REPOSITORY:
-                code = None if revision in ("main", COMMIT) else "RevisionNotFound"
-            else:
-                code = None if file == "config.json" else "EntryNotFound"
-            body = b"" if code or not path.is_file() else path.read_bytes()
-            self.send_response(404 if not body else 200)
+            path = folders[f"{owner}/{name}"] / file
+            body = path.read_bytes() if revision in ("main", COMMIT) and path.is_file() else b""
+            self.send_response(200 if body else 404)
             self.send_header("X-Repo-Commit", COMMIT)
             if not body:
-                self.send_header("X-Error-Code", code or "EntryNotFound")
+                known = revision in ("main", COMMIT)
+                self.send_header("X-Error-Code", "EntryNotFound" if known else "RevisionNotFound")
             self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -84,13 +100,22 @@ def test_a_branch_resolves_to_its_commit_and_the_cache_serves_later_loads(tmp_pa
     results = load(
         tmp_path,
         hub,
-        [[REPOSITORY, None], [REPOSITORY, COMMIT], [REPOSITORY, "nothing"], ["facebook/esm2_t12_35M_UR50D", None]],
+        [
+            [REPOSITORY, None],
+            [REPOSITORY, COMMIT],
+            [REPOSITORY, "nothing"],
+            [WITHOUT_WEIGHTS, None],
+            [f"{WITHOUT_WEIGHTS}?random=1", None],  # needs the configuration alone
+            [f"{REPOSITORY}?permuted=1", COMMIT],
+            [PICKLED, None],  # with its vocabulary
+        ],
     )
     assert results[:2] == [[COMMIT, 24], [COMMIT, 24]]
     assert results[2][0] == "UserError"
     assert "no revision nothing of 'facebook/esm2_t6_8M_UR50D'" in results[2][1]
     assert results[3][0] == "UserError"
     assert "no safetensors" in results[3][1]
+    assert results[4:] == [[COMMIT, 24]] * 3
     later = load(tmp_path, hub, [[REPOSITORY, None], [REPOSITORY, COMMIT]], HF_HUB_OFFLINE="1")
     assert later == [[COMMIT, 24], [COMMIT, 24]]
 

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from plmsae.plms import linear as module
-from plmsae.plms.linear import kernel, linear, linear_add, linear_gelu
+from plmsae.plms.linear import has_fast_bfloat16, kernel, linear, linear_add, linear_gelu
 
 
 @pytest.fixture(params=["found", "aten"])
 def _kernel(request, monkeypatch):
     if request.param == "aten":
-        monkeypatch.setattr(module, "_operators", lambda: None)
+        monkeypatch.setattr(module, "_operators", lambda dtype: None)
         assert kernel() == "aten"
 
 
@@ -40,3 +40,32 @@ def test_gelu_is_the_exact_one_over_its_whole_range():
     actual = linear_gelu(x, torch.ones(1, 1), torch.zeros(1))
     expected = x.double() * 0.5 * (1 + torch.erf(x.double() / 2**0.5))
     assert (actual.double() - expected).abs().max() < 2e-6
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_a_weight_in_bfloat16_rounds_what_enters_and_leaves_the_product_and_nothing_else():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 512, generator=generator) for n in (300, 96))
+    bias, residual = 100 * torch.randn(96, generator=generator), 1000 * torch.randn(300, 96, generator=generator)
+    reduced = weight.bfloat16()
+    exact = F.linear(x.bfloat16().double(), reduced.double())
+    one_rounding = 2**-8 * (exact.abs().max() + bias.abs().max())
+    assert linear(x, reduced, bias).dtype == linear_add(x, reduced, bias, residual).dtype == torch.float32
+    for actual, expected in (
+        (linear(x, reduced, bias), exact + bias),
+        (linear(x, reduced, None), exact),
+        (linear_gelu(x, reduced, bias), F.gelu(exact + bias)),
+        (linear_add(x, reduced, bias, residual), exact + bias + residual),  # rounding the sum would cost 4 here
+    ):
+        assert (actual.double() - expected).abs().max() <= one_rounding
+    wide = linear_gelu(x, reduced, bias, keep_type=True)
+    assert wide.dtype == torch.bfloat16
+    assert torch.equal(linear_gelu(x, weight, bias, keep_type=True), linear_gelu(x, weight, bias))
+
+
+def test_the_processor_is_asked(monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    assert not has_fast_bfloat16()
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    assert has_fast_bfloat16() == (module._operators(torch.bfloat16) is not None)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pandas as pd
 import pytest
 
 from plmsae.artifacts.manifest import Manifest, list_files, manifest_sha256, verify, write_manifest
-from plmsae.errors import DataError, UserError
+from plmsae.errors import DataError, TryAgainError, UserError
 from plmsae.params import validate
 from plmsae.stages.execute import execute
 from plmsae.stages.extract_activations import STAGE, ExtractActivationsParams
@@ -100,7 +103,7 @@ def test_defaults_fit_the_bundled_model(root):
     [
         ({"plm": "esm_tiny"}, "unknown PLM 'esm_tiny'"),
         ({"layer": 40}, "'esm_small' has no layer 40"),
-        ({"hook": "mlp"}, "'esm_small' has no hook 'mlp'"),
+        ({"hook": "mpl"}, "'esm_small' has no hook 'mpl'"),
         ({"plm_revision": "sha256:12"}, "not sha256:12"),
         ({"plm": "./nowhere"}, "PLM folder './nowhere' does not exist"),
     ],
@@ -122,6 +125,11 @@ def test_what_a_user_gets_wrong(root, changes, words):
         ({"non_finite": "zero"}, "extract_activations.non_finite"),
         ({"block_rows": 0}, "extract_activations.block_rows"),
         ({"threads": 0}, "extract_activations.threads"),
+        ({"also": [{"layer": 2}]}, "layer 2 (residual) stands twice"),
+        ({"also": [{"layr": 2}]}, "extract_activations.also.0.layr"),
+        ({"share": "3/2", "shared": "x"}, "write I/N"),
+        ({"share": "0/2", "shared": "x"}, "write I/N"),
+        ({"share": "1/2"}, "give store (s3://...) or shared (a folder)"),
     ],
 )
 def test_parameters_are_checked(root, changes, words):
@@ -188,3 +196,115 @@ def test_length_column_must_agree_with_the_sequences(root):
     write_output(root / "outputs" / "ingest", "ingest", "sequences")
     with pytest.raises(DataError, match="split 'train' holds"):
         run(root)
+
+
+def test_several_places(root):
+    alone = run(root).metrics
+    single = json.loads((root / "outputs" / "extract_activations" / "store.json").read_text())
+    result = run(root, also=[{"layer": 1}, {"layer": 2, "hook": "mlp"}])
+    folder = root / "outputs" / "extract_activations"
+    assert verify(folder).kind == "activations"
+    assert {name: value for name, value in result.metrics.items() if "layer" not in name} == alone
+    assert result.metrics["num_tokens_train_layer2_mlp"] == alone["num_tokens_train"]
+    assert result.metrics["normaliser_scale_layer1_residual"] != alone["normaliser_scale"]
+    for place in ("layer 2 (residual)", "layer 1 (residual)", "layer 2 (mlp)"):
+        assert f"{place} of esm_small" in result.summary
+    stores = {path.parent.name: json.loads(path.read_text()) for path in folder.rglob("store.json")}
+    assert sorted(stores) == ["layer1.residual", "layer2.mlp", "layer2.residual"]
+    assert stores["layer2.residual"] == single
+
+
+def test_shares_and_their_store(root):
+    alone = run(root)
+    folder = root / "outputs" / "extract_activations"
+    ours = {name: entry for name, entry in verify(folder).files.items() if name not in ("metrics.json", "summary.md")}
+    finished = []
+    for i in (1, 2):
+        params = {**SMALL, "share": f"{i}/2", "shared": "parts"}
+        params = validate(ExtractActivationsParams, params, section="extract_activations")
+        result = execute(STAGE, params, root=root, output=root / f"share{i}")
+        assert f"Share {i}/2" in result.summary
+        assert verify(root / f"share{i}").kind == "activations"
+        finished.append(result.metrics["num_parts"])
+    times = {path: path.stat().st_mtime_ns for path in (root / "parts").rglob("*.bin")}
+    assert len(times) == sum(finished) >= 3
+    merged = run(root, shared="parts")
+    assert merged.metrics == alone.metrics
+    assert {name: verify(folder).files[name] for name in ours} == ours
+    assert {path: path.stat().st_mtime_ns for path in (root / "parts").rglob("*.bin")} == times
+
+
+def test_bfloat16_products_report_their_error(root):
+    exact = run(root).metrics
+    store = json.loads((root / "outputs" / "extract_activations" / "store.json").read_text())
+    result = run(root, precision="bfloat16", also=[{"layer": 0}])
+    assert 1e-4 < result.metrics["relative_precision_error"] < 0.05
+    assert result.metrics["relative_precision_error_layer0_residual"] == 0  # the embedding has no products
+    assert "products were made in bfloat16" in result.summary
+    assert result.metrics["normaliser_scale"] == pytest.approx(exact["normaliser_scale"], rel=0.01)
+    assert result.metrics["normaliser_scale"] != exact["normaliser_scale"]
+    reduced = json.loads((root / "outputs/extract_activations/layer2.residual/store.json").read_text())
+    assert (store.get("precision"), reduced["precision"]) == (None, "bfloat16")
+
+
+def test_auto_asks_the_processor(root, monkeypatch):
+    exact = run(root)
+    monkeypatch.setattr("plmsae.plms.linear.has_fast_bfloat16", lambda: False)
+    assert run(root, precision="auto").metrics == exact.metrics
+    monkeypatch.setattr("plmsae.plms.linear.has_fast_bfloat16", lambda: True)
+    assert "relative_precision_error" in run(root, precision="auto").metrics
+
+
+def test_a_gpu_that_is_not_there(root, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU"):
+        run(root, device="cuda")
+
+
+@contextmanager
+def largest_file(num_bytes):
+    """A disk that takes no more than so much of a file: `EFBIG`, which a full one answers with `ENOSPC`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_old_output_and_what_is_finished(root):
+    run(root)
+    folder = root / "outputs" / "extract_activations"
+    before = manifest_sha256(folder)
+    with largest_file(100_000), pytest.raises(TryAgainError, match="no room is left on the disk") as caught:
+        run(root, seed=1)
+    assert "goes on where it stopped" in str(caught.value)
+    assert manifest_sha256(folder) == before
+    (checkpoints,) = (root / ".plmsae" / "checkpoints").iterdir()
+    assert not list(checkpoints.rglob("*.bin")), "half-written chunks would keep the disk full"
+    run(root, seed=1)
+    after_trouble = manifest_sha256(folder)
+    shutil.rmtree(root / ".plmsae")
+    run(root, seed=1)
+    assert manifest_sha256(folder) == after_trouble
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "foreign"])
+def test_a_store_that_its_manifest_does_not_describe(root, damage):
+    from plmsae.stages.train_sae import STAGE as TRAIN
+    from plmsae.stages.train_sae import TrainSaeParams
+
+    run(root)
+    chunk = root / "outputs/extract_activations/train/chunk-0-0.bin"
+    data = chunk.read_bytes()
+    if damage == "missing":
+        chunk.unlink()
+    elif damage == "foreign":
+        (chunk.parent / "chunk-7-0.bin").write_bytes(data)
+    else:
+        chunk.unlink()
+        chunk.write_bytes(data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    params = validate(TrainSaeParams, {"tokens": 1}, section="train_sae")
+    with pytest.raises(DataError) as caught:
+        execute(TRAIN, params, root=root)
+    assert ("chunk-7-0.bin" if damage == "foreign" else "chunk-0-0.bin") in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from plmsae.activations.metadata import Normaliser, StoreMetadata, write_metadata
+from plmsae.activations.metadata import Normaliser, StoreMetadata, read_metadata, write_metadata
+from plmsae.activations.places import write_stores
 from plmsae.activations.writer import write_chunks, write_index
 from plmsae.artifacts.manifest import Manifest, list_files, manifest_sha256, write_manifest
 from plmsae.errors import DataError, UserError
@@ -283,6 +285,56 @@ def test_an_april_sae_by_dictionary_learning_is_a_plain_one_when_exported(
     fvu = float((raw[1] - sae(raw[1])).square().sum() / (raw[1] - raw[1].mean(0)).square().sum())
     assert metrics["fvu"] == pytest.approx(fvu, rel=1e-3)
     assert fvu < 0.5
+
+
+@pytest.fixture(scope="module")
+def two_stores(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    """Activations of two places: layer 2 first, and the store of layer 4."""
+    folder = tmp_path_factory.mktemp("two")
+    make_store(folder / "layer2.residual", SCALE * activations(600, seed=2), SCALE * activations(300, seed=3))
+    shutil.copytree(store, folder / "layer4.residual")
+    for name, layer in (("layer2.residual", 2), ("layer4.residual", 4)):
+        (folder / name / "manifest.json").unlink()
+        metadata = read_metadata(folder / name).model_copy(update={"layer": layer})
+        write_metadata(folder / name, metadata)
+    write_stores(folder, [(2, "residual"), (4, "residual")])
+    manifest = Manifest(
+        stage="extract_activations", kind="activations", params={}, inputs={}, source_files={}, environment={},
+        files=list_files(folder),
+    )  # fmt: skip
+    write_manifest(folder, manifest)
+    return folder
+
+
+def test_one_of_several_places(two_stores: Path, output: Path, tmp_path: Path) -> None:
+    chosen = run(tmp_path, two_stores, layer=4)
+    sae, alone = load_folder(chosen / "sae"), load_folder(output / "sae")
+    assert sae.config.layer == 4
+    assert all(torch.equal(sae.state_dict()[name], value) for name, value in alone.state_dict().items())
+    assert sae.config.training["activations_manifest_sha256"] == manifest_sha256(two_stores)
+
+
+def test_the_first_place_unless_one_is_named(two_stores: Path, tmp_path: Path) -> None:
+    chosen = run(tmp_path, two_stores, tokens=2000, checkpoint_every=5, num_valid_rows=100)
+    assert load_folder(chosen / "sae").config.layer == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layer": 3}, "of layer 2 (residual), layer 4 (residual); none is of layer 3"),
+        ({"layer": 4, "hook": "mlp"}, "none is of layer 4 and hook mlp"),
+    ],
+)
+def test_a_place_that_was_not_extracted(two_stores: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, two_stores, **changes)
+    assert words in str(caught.value)
+
+
+def test_the_only_place_is_not_the_one_asked_for(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train_sae.layer is 3; the activations are of layer 4"):
+        run(tmp_path, store, layer=3)
 
 
 def test_a_gpu_that_is_not_there(store: Path, tmp_path: Path) -> None:

@@ -126,19 +126,19 @@ def test_only_residues_are_edited_never_cls_and_eos(plm: ProteinLM, store: Path)
 
     tokens = plm.tokenize([SEQUENCE, SEQUENCE[::-1]])
     edited = []
-    run, width = plm._encoder.block, plm.d_model  # type: ignore[attr-defined]
+    run, width = plm._network.block, plm.d_model  # type: ignore[attr-defined]
 
-    def block(index: int, hidden: Tensor, layout: object) -> Tensor:
+    def block(index: int, hidden: Tensor, *rest: object) -> Tensor:
         if index == LAYER:  # the block that reads the edited stream
             edited.append(hidden.clone())
-        return run(index, hidden, layout)
+        return run(index, hidden, *rest)
 
-    plm._encoder.block = block  # type: ignore[attr-defined]
+    plm._network.block = block  # type: ignore[attr-defined]
     try:
         plm.logits(tokens)
         plm.logits(tokens, Edit(LAYER, "residual", function))
     finally:
-        del plm._encoder.block  # type: ignore[attr-defined]
+        del plm._network.block  # type: ignore[attr-defined]
     assert seen == [torch.Size([2 * len(SEQUENCE), width])]
     clean, steered = edited
     assert torch.equal(steered[~tokens.residues], clean[~tokens.residues])

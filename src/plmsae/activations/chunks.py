@@ -2,11 +2,12 @@
 
 The layout is LitData's: a chunk starts with the number of its items and their offsets (uint32, little endian); an
 item is its size (uint32, little endian), type code, rank and shape (uint32, big endian), then the values. Blocks are
-read with `readinto` from the page cache: as fast as a memory map, but a truncated file is an error and not a SIGBUS.
+read with `preadv` from the page cache: as fast as a memory map, but a truncated file is an error and not a SIGBUS.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,19 +65,33 @@ class LocalChunks:
 
     def read(self, work: Sequence[tuple[Block, memoryview]]) -> None:
         """See `Chunks`."""
+        folder = str(self.folder)
         for block, out in work:
-            file = self.folder / block.chunk
+            file = f"{folder}/{block.chunk}"  # of thousands of chunks, a path object of each costs as much as its rows
             try:
-                with file.open("rb", buffering=0) as handle:
-                    handle.seek(block.offset)
-                    num_read = handle.readinto(out)
+                num_read = _read_at(file, block.offset, out)
             except OSError as error:
                 raise DataError(f"chunk '{block.chunk}' cannot be read", where=f"{file}: {error}", fix=FIX) from error
             if num_read != out.nbytes:
-                raise corrupted(block.chunk, str(file), "is shorter than its index says")
+                raise corrupted(block.chunk, file, "is shorter than its index says")
 
     def prefetch(self, blocks: Sequence[Block]) -> None:
         """Nothing to do: the operating system reads ahead."""
+
+
+def _read_at(file: str, offset: int, out: memoryview) -> int:
+    """Fill `out` from a byte of a file; returns how much of it the file had."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        done = 0
+        while done < out.nbytes:  # a call reads at most 2 GiB
+            num_read = os.preadv(descriptor, [out[done:]], offset + done)
+            if num_read == 0:
+                break
+            done += num_read
+        return done
+    finally:
+        os.close(descriptor)
 
 
 def read_block_table(file: Path, num_bytes: int, num_blocks: int, dtype: torch.dtype, d_model: int) -> list[Block]:

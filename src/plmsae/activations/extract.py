@@ -1,36 +1,41 @@
-"""Hidden states of a protein language model over many sequences -> an activation store.
+"""Hidden states of a protein language model over many sequences -> activation stores.
 
 Proteins are dealt to parts at random; the rows of a part are shuffled across its proteins and written as blocks. A
-part is finished on its own, in the checkpoint folder, with the checksum of its files: a killed extraction goes on at
-the first unfinished part and ends with the same bytes, and `ActivationReader` mixes the parts.
+part is finished on its own, with the checksum of its files: a killed extraction goes on at the first unfinished part
+and ends with the same bytes, several workers can make a share of the parts each, and `ActivationReader` mixes them.
 """
 
 from __future__ import annotations
 
+import fcntl
+import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
-import numpy as np
 import pandas as pd
 from safetensors.torch import save
 
 from plmsae.activations.block_table import write_table
 from plmsae.activations.chunks import Block
+from plmsae.activations.embed import Embedded, embed_part
 from plmsae.activations.metadata import DTYPES, Normaliser, StoreMetadata, write_metadata
 from plmsae.activations.non_finite import NonFinite, write_masked
-from plmsae.activations.parts import Part, PartStore, Settings
+from plmsae.activations.parts import PartStore
+from plmsae.activations.places import SHARE, folder_name, store_folders, write_stores
+from plmsae.activations.plan import SPLITS, Part, Settings, plan_parts
 from plmsae.activations.statistics import RowStatistics
 from plmsae.activations.upload import Upload
 from plmsae.activations.writer import write_index
-from plmsae.artifacts.atomic import write_bytes
+from plmsae.artifacts.atomic import write_bytes, write_text
 from plmsae.artifacts.checksums import sha256_bytes
 from plmsae.artifacts.s3 import S3Uri
 from plmsae.errors import DataError, UserError
 from plmsae.params import canonical_json
-from plmsae.plms.base import ProteinLM
+from plmsae.plms.base import Place, ProteinLM
 from plmsae.progress import Progress
 
-SPLITS = ("train", "valid")  # test proteins are embedded when they are evaluated, never stored
 STATISTICS = "statistics.safetensors"
 MAX_BLOCK_BYTES = 2**31  # LitData's chunks have 32-bit offsets
 
@@ -43,37 +48,47 @@ def extract(
     settings: Settings,
     *,
     sequences_sha256: str,
+    also: Sequence[Place] = (),
     threads: int = 1,
     store: S3Uri | None = None,
     resume_key: str | None = None,
+    share: tuple[int, int] | None = None,
     on_part: Callable[[Part], None] | None = None,
-) -> dict[str, RowStatistics]:
-    """Write a store of the train and valid proteins.
+) -> list[dict[str, RowStatistics]]:
+    """Write a store of the train and valid proteins, or several: one per place, in one pass of the model.
 
     Args:
         plm: The model.
         sequences: Columns accession, sequence, split; other splits than train and valid are left out. A column offset
             says at which position of the protein a sequence starts (0 without it).
-        output: Folder to write into.
-        checkpoints: Folder for finished parts; what an interrupted call left there is taken over.
+        output: Folder to write into; with several places each store has a folder in it (`places.store_folders`).
+        checkpoints: Folder for finished parts; what an interrupted call left there is taken over, and several calls
+            may use one at the same time.
         settings: See `Settings`.
         sequences_sha256: sha256 of the table of sequences, for the description of the store.
+        also: Further places. The memory for the rows of a part is needed twice per place: one part is computed
+            while another is written.
         threads: Batches that go through the model at the same time, one core each; the result does not depend on it.
         store: Prefix in a bucket for the chunks, which then leave this disk as soon as a part is finished; `output`
             keeps the description. A store lies below it under a hash of what it was made from.
         resume_key: Names code and platform; another machine on which it is the same goes on where this one stopped.
+        share: (i, n) makes the i-th of n shares of the parts (1-based) and no store: `output` gets `share.json`. A
+            call without it takes over what the others made, and what is missing it makes.
         on_part: Called after each part that was computed.
 
     Returns:
-        Split -> statistics of its stored rows.
+        For each place split -> statistics of its stored rows; nothing for a share.
 
     Raises:
-        UserError: The layer or hook does not exist, a block is too large, or no permission to write into the bucket.
+        UserError: A layer or hook does not exist, a block is too large, the memory does not suffice for a single
+            sequence, or no permission to write into the bucket.
         DataError: A split is empty, a sequence cannot be tokenised, or hidden states are not finite in the stored type
             (any of them, or under the policy `mask` all of a split).
         TryAgainError: The bucket cannot be reached.
     """
-    plm.check_hook(settings.layer, settings.hook)
+    everywhere = [settings, *(settings.at(place) for place in also)]
+    for one in everywhere:
+        plm.check_hook(one.layer, one.hook)
     block_bytes = settings.block_rows * plm.d_model * DTYPES[settings.dtype].itemsize
     if block_bytes > MAX_BLOCK_BYTES:
         raise UserError(
@@ -82,20 +97,117 @@ def extract(
             fix=f"use at most {settings.block_rows * MAX_BLOCK_BYTES // block_bytes}",
         )
     plans = {split: plan_parts(sequences, split, settings) for split in SPLITS}
+    made = []
+    for one in everywhere:
+        upload = _upload(store, plm, one, sequences_sha256, resume_key) if store else None
+        made.append(PartStore(checkpoints / folder_name(one.layer, one.hook), plm, one, upload))
     parts = [part for plan in plans.values() for part in plan]
-    upload = _upload(store, plm, settings, sequences_sha256, resume_key) if store else None
-    made = PartStore(checkpoints / "parts", plm, settings, threads, upload)
-    finished = {part.name for part in parts if made.is_finished(part)}
-    total = sum(part.num_rows for part in parts)
-    done = sum(part.num_rows for part in parts if part.name in finished)
-    with Progress("extract_activations", total, "residues", done=done) as progress:
-        for part in parts:
-            if part.name not in finished:
-                made.compute(part, progress)
-            made.send(part)
-            if part.name not in finished and on_part is not None:
-                on_part(part)
+    if share is not None:
+        parts = parts[share[0] - 1 :: share[1]]
+    _compute(plm, parts, made, checkpoints, threads, on_part)
+    places = [(one.layer, one.hook) for one in everywhere]
+    if share is not None:
+        record = {
+            folder_name(store.settings.layer, store.settings.hook): {p.name: store.record_sha256(p) for p in parts}
+            for store in made
+        }
+        write_text(output / SHARE, json.dumps({"share": share, "parts": record}, indent=1, sort_keys=True) + "\n")
+        return []
+    write_stores(output, places)
+    return [
+        _assemble(plm, plans, one, folder, sequences_sha256)
+        for one, folder in zip(made, store_folders(output, places), strict=True)
+    ]
 
+
+def _compute(
+    plm: ProteinLM,
+    parts: Sequence[Part],
+    stores: Sequence[PartStore],
+    locks: Path,
+    threads: int,
+    on_part: Callable[[Part], None] | None,
+) -> None:
+    """Make the parts that are not there yet, each under a lock: what another process makes meanwhile is waited for.
+
+    One part is written and sent while the next one is computed.
+    """
+    todo = [part for part in parts if not all(store.is_finished(part) for store in stores)]
+    for part in parts:
+        if part not in todo:
+            for store in stores:
+                store.send(part)
+    total = sum(part.num_rows for part in parts)
+    done = total - sum(part.num_rows for part in todo)
+    with (
+        Progress("extract_activations", total, "residues", done=done) as progress,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+    ):
+        before: Future[None] | None = None
+        for patient in (False, True):
+            for part in list(todo):
+                lock = _lock(locks / f".{part.name}.lock", wait=patient)
+                if lock is None:
+                    continue
+                todo.remove(part)
+                try:
+                    missing = [store for store in stores if not store.is_finished(part)]
+                    if missing:
+                        settings = [store.settings for store in missing]
+                        made = embed_part(plm, part, settings, threads=threads, progress=progress)
+                    else:
+                        made = []
+                        progress.update(part.num_rows)
+                    if before is not None:
+                        before.result()
+                except BaseException:
+                    lock.close()
+                    raise
+                before = writer.submit(_finish, part, stores, list(zip(missing, made, strict=True)), lock, on_part)
+        if before is not None:
+            before.result()
+
+
+def _finish(
+    part: Part,
+    stores: Sequence[PartStore],
+    made: Sequence[tuple[PartStore, Embedded]],
+    lock: IO[str],
+    on_part: Callable[[Part], None] | None,
+) -> None:
+    with lock:
+        for store, embedded in made:
+            store.write(part, embedded)
+        for store in stores:
+            store.send(part)
+    if made and on_part is not None:
+        on_part(part)
+
+
+def _lock(path: Path, *, wait: bool) -> IO[str] | None:
+    """Lock a file until it is closed, if only by a kill; without `wait` None if another process has it locked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        handle.close()
+        return None
+    except OSError as error:
+        handle.close()
+        raise UserError(
+            "the file system does not lock files, so that workers would disturb each other",
+            where=f"{path}: {error}",
+            fix="put extract_activations.shared on another one, or use a bucket: extract_activations.store",
+        ) from error
+    return handle
+
+
+def _assemble(
+    plm: ProteinLM, plans: Mapping[str, Sequence[Part]], made: PartStore, output: Path, sequences_sha256: str
+) -> dict[str, RowStatistics]:
+    """Put the store of one place together from its parts."""
+    settings, upload = made.settings, made.upload
     statistics: dict[str, RowStatistics] = {}
     blocks: dict[str, list[Block]] = {}
     masked: dict[str, list[NonFinite]] = {}
@@ -142,6 +254,7 @@ def extract(
             num_masked=_counts(masked) if any(masked.values()) else None,
             normaliser=Normaliser(scale=train.scale),
             sequences_sha256=sequences_sha256,
+            precision=settings.precision if settings.precision != "float32" else None,
             location=str(upload.place) if upload else None,
         ),
     )
@@ -158,42 +271,3 @@ def _upload(store: S3Uri, plm: ProteinLM, settings: Settings, sequences_sha256: 
     made_from = {**settings.described(), **model, "sequences_sha256": sequences_sha256}
     text = canonical_json(made_from)
     return Upload(store / sha256_bytes(text.encode())[:32], text, resume_key)
-
-
-def plan_parts(sequences: pd.DataFrame, split: str, settings: Settings) -> list[Part]:
-    """Deal the proteins of a split to parts of about equal numbers of residues, at random but reproducibly.
-
-    Args:
-        sequences: Columns accession, sequence, split, and offset if it is not 0.
-        split: The split.
-        settings: `shuffle_pool_rows` bounds a part (but for the last protein in it); `seed` draws.
-
-    Raises:
-        DataError: The split has no proteins.
-    """
-    table = sequences[sequences["split"] == split]
-    if table.empty:
-        raise DataError(
-            f"no sequences in split '{split}'",
-            where="sequences.parquet",
-            fix="ingest more sequences, or give the split a larger share in the ingest parameters",
-        )
-    seed = (settings.seed, SPLITS.index(split))
-    table = table.iloc[np.random.default_rng([*seed, 0]).permutation(len(table))]
-    if "offset" not in table:
-        table = table.assign(offset=0)
-    ends = table["sequence"].str.len().to_numpy().cumsum()
-    num_parts = -(-int(ends[-1]) // settings.shuffle_pool_rows)
-    # The part in which the last residue of each protein falls, when residues are cut into equal shares.
-    number = (ends - 1) * num_parts // ends[-1]
-    return [
-        Part(
-            split=split,
-            number=i,
-            accessions=tuple(group["accession"]),
-            sequences=tuple(group["sequence"]),
-            offsets=tuple(group["offset"].tolist()),
-            shuffle_seed=(*seed, i + 1),
-        )
-        for i, (_, group) in enumerate(table.groupby(number, sort=True))
-    ]

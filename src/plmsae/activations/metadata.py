@@ -45,6 +45,7 @@ class StoreMetadata(BaseModel):
         num_masked: Split -> number of residues that were left out as not finite (`masked.csv`); None if none was.
         normaliser: Scale of the train rows.
         sequences_sha256: sha256 of the `sequences.parquet` that was embedded.
+        precision: Type of the model's matrix products; None for float32.
         location: `s3://bucket/prefix` below which the chunks are, or None if they are beside `store.json`.
     """
 
@@ -62,6 +63,7 @@ class StoreMetadata(BaseModel):
     num_masked: dict[str, int] | None = None
     normaliser: Normaliser
     sequences_sha256: str
+    precision: str | None = None
     location: str | None = None
 
     @property

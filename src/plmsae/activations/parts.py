@@ -9,20 +9,20 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from plmsae.activations.block_table import hash_blocks
 from plmsae.activations.chunks import Block, read_block_table
-from plmsae.activations.metadata import DTYPES, StoreDtype
-from plmsae.activations.non_finite import NonFinite, Policy, find_non_finite, refusal
+from plmsae.activations.embed import Embedded
+from plmsae.activations.metadata import DTYPES
+from plmsae.activations.non_finite import NonFinite
+from plmsae.activations.plan import Part, Settings
 from plmsae.activations.statistics import RowStatistics
 from plmsae.activations.upload import Upload
 from plmsae.activations.writer import write_chunks
@@ -30,73 +30,10 @@ from plmsae.artifacts.atomic import write_bytes, write_text
 from plmsae.artifacts.checksums import sha256_bytes, sha256_file
 from plmsae.params import canonical_json
 from plmsae.plms.base import ProteinLM
-from plmsae.plms.batching import length_sorted_batches
-from plmsae.plms.parallel import ordered_map
-from plmsae.progress import Progress
 
 RECORD = "part.json"
 STATISTICS = "statistics.safetensors"
 _SMALL_FILES = (STATISTICS, RECORD)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What determines the bytes of a store, beside the model and the sequences.
-
-    Attributes:
-        layer: Layer index as in `ProteinLM`.
-        hook: Name of the hook.
-        dtype: Type to store.
-        block_rows: Rows of a block, the unit of reading.
-        max_tokens_per_batch: Tokens that go through the model at once.
-        shuffle_pool_rows: Rows that are shuffled together, about: the size of a part.
-        seed: Seed of the shuffling.
-        non_finite: What to do with rows that are not finite in the stored type: `refuse`, or `mask` (leave them out).
-    """
-
-    layer: int
-    hook: str = "residual"
-    dtype: StoreDtype = "bfloat16"
-    block_rows: int = 2048
-    max_tokens_per_batch: int = 4096
-    shuffle_pool_rows: int = 262_144
-    seed: int = 0
-    non_finite: Policy = "refuse"
-
-    def described(self) -> dict[str, Any]:
-        """What names the bytes; without the default policy, so that stores made before there was one keep theirs."""
-        return {name: value for name, value in vars(self).items() if (name, value) != ("non_finite", "refuse")}
-
-
-@dataclass(frozen=True)
-class Part:
-    """Proteins that are shuffled together.
-
-    Attributes:
-        split: `train` or `valid`.
-        number: 0-based within the split.
-        accessions: Their accessions.
-        sequences: Their sequences.
-        offsets: 0-based position in the protein at which each starts.
-        shuffle_seed: Seeds the order of the rows.
-    """
-
-    split: str
-    number: int
-    accessions: tuple[str, ...]
-    sequences: tuple[str, ...]
-    offsets: tuple[int, ...]
-    shuffle_seed: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        return f"{self.split}-{self.number:05d}"
-
-    @property
-    def num_rows(self) -> int:
-        """Number of residues."""
-        return sum(len(sequence) for sequence in self.sequences)
 
 
 class PartStore:
@@ -106,14 +43,11 @@ class PartStore:
         folder: Where parts live until the store is put together.
         plm: The model.
         settings: Settings of the extraction; a part that was written under others is not taken over.
-        threads: Batches that go through the model at the same time; the result does not depend on it.
         upload: Where chunks go as soon as a part is finished; they do not stay on this disk then.
     """
 
-    def __init__(
-        self, folder: Path, plm: ProteinLM, settings: Settings, threads: int, upload: Upload | None = None
-    ) -> None:
-        self.folder, self.plm, self.settings, self.threads, self.upload = folder, plm, settings, threads, upload
+    def __init__(self, folder: Path, plm: ProteinLM, settings: Settings, upload: Upload | None = None) -> None:
+        self.folder, self.plm, self.settings, self.upload = folder, plm, settings, upload
         place = str(upload.place) if upload else None
         self._identity = canonical_json({**settings.described(), "plm_revision": plm.revision, "place": place})
 
@@ -144,27 +78,27 @@ class PartStore:
         sizes = {chunk["filename"]: int(chunk["chunk_bytes"]) for chunk in record["index"]["chunks"]}
         return name in sizes and self.upload.is_there(part.split, _object_name(part, name, sha256), sizes[name], sha256)
 
-    def compute(self, part: Part, progress: Progress) -> None:
-        """Embed the proteins of a part and write it.
-
-        Raises:
-            DataError: A sequence cannot be tokenised, or hidden states are not finite in the stored type.
-        """
+    def write(self, part: Part, embedded: Embedded) -> None:
+        """Shuffle the rows of a part and write it; its folder appears whole."""
         final = self.folder / part.name
         temporary = self.folder / f".{part.name}"
         for folder in (final, temporary):
             shutil.rmtree(folder, ignore_errors=True)
-        rows, statistics, masked = self._embed(part, progress)
-        order = torch.from_numpy(np.random.default_rng(part.shuffle_seed).permutation(len(rows)))
-        index = write_chunks(temporary, rows, order, self.settings.block_rows)
-        write_bytes(temporary / STATISTICS, save(statistics.tensors()))
-        files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-        record: dict[str, Any] = {"identity": self._identity_of(part), "files": files, "index": index}
-        if masked:
-            record["masked"] = [asdict(one) for one in masked]
-        if self.upload is not None:
-            record["blocks"] = self._hash_blocks(temporary, index)
-        write_text(temporary / RECORD, json.dumps(record, sort_keys=True))
+        try:
+            rows = embedded.rows
+            order = torch.from_numpy(np.random.default_rng(part.shuffle_seed).permutation(len(rows)))
+            index = write_chunks(temporary, rows, order, self.settings.block_rows)
+            write_bytes(temporary / STATISTICS, save(embedded.statistics.tensors()))
+            files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+            record: dict[str, Any] = {"identity": self._identity_of(part), "files": files, "index": index}
+            if embedded.masked:
+                record["masked"] = [asdict(one) for one in embedded.masked]
+            if self.upload is not None:
+                record["blocks"] = self._hash_blocks(temporary, index)
+            write_text(temporary / RECORD, json.dumps(record, sort_keys=True))
+        except BaseException:  # a full disk, say: what is half-written would keep it full
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         os.rename(temporary, final)
 
     def send(self, part: Part) -> None:
@@ -184,6 +118,10 @@ class PartStore:
             file.unlink()
         if here or not self.upload.is_recorded(part.name, _SMALL_FILES):
             self.upload.record(part.name, [self.folder / part.name / name for name in _SMALL_FILES])
+
+    def record_sha256(self, part: Part) -> str:
+        """sha256 of the record of a finished part, which holds those of its files."""
+        return sha256_file(self.folder / part.name / RECORD)
 
     def statistics(self, part: Part) -> RowStatistics:
         """Statistics of a finished part."""
@@ -221,42 +159,6 @@ class PartStore:
                 shutil.copyfile(source, target / name)
             chunks.append({**chunk, "filename": name})
         return {**index, "chunks": chunks}
-
-    def _embed(self, part: Part, progress: Progress) -> tuple[Tensor, RowStatistics, list[NonFinite]]:
-        """Rows [num_rows, d_model] in the stored type, proteins by length, their statistics, and what is left out."""
-        settings, plm = self.settings, self.plm
-        lengths = np.array([len(sequence) for sequence in part.sequences])
-        batches = length_sorted_batches(lengths, settings.max_tokens_per_batch)
-        stops = np.cumsum([lengths[batch].sum() for batch in batches])
-        rows = torch.empty(part.num_rows, plm.d_model, dtype=DTYPES[settings.dtype])
-        kept = torch.ones(part.num_rows, dtype=torch.bool)
-
-        def embed(work: tuple[npt.NDArray[np.int64], int]) -> tuple[int, RowStatistics, list[NonFinite]]:
-            batch, stop = work
-            accessions = [part.accessions[i] for i in batch]
-            tokens = plm.tokenize([part.sequences[i] for i in batch], accessions)
-            hidden = plm.hidden(tokens, settings.layer, settings.hook)
-            stored = hidden.to(rows.dtype)
-            size, finite = len(stored), torch.isfinite(stored).all(dim=1)
-            rows[stop - size : stop] = stored
-            found: list[NonFinite] = []
-            if not bool(finite.all()):
-                offsets = [part.offsets[i] for i in batch]
-                found = find_non_finite(hidden, finite, accessions, offsets, lengths[batch].tolist())
-                if settings.non_finite == "refuse":
-                    raise refusal(found[0], layer=settings.layer, plm=plm.name, dtype=settings.dtype)
-                kept[stop - size : stop] = finite
-                hidden, stored = hidden[finite], stored[finite]
-            statistics = RowStatistics.zeros(plm.d_model)
-            statistics.add(hidden, stored)
-            return size, statistics, found
-
-        total, masked = RowStatistics.zeros(plm.d_model), []
-        for size, statistics, found in ordered_map(embed, zip(batches, stops.tolist(), strict=True), self.threads):
-            total.merge(statistics)
-            masked += found
-            progress.update(size)
-        return rows[kept] if masked else rows, total, masked
 
     def _hash_blocks(self, folder: Path, index: Mapping[str, Any]) -> list[tuple[str, int, int, str]]:
         """Chunk, offset, rows and sha256 of every block of the part."""

@@ -8,6 +8,9 @@ the end of one epoch and the start of the next.
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,13 +22,14 @@ from torch import Tensor
 from plmsae.activations.blocks import BlockStore
 from plmsae.activations.cache import BlockCache
 from plmsae.activations.chunks import Block
-from plmsae.errors import DataError
+from plmsae.activations.pools import Key, Pool, Pools
+from plmsae.errors import DataError, PlmsaeError
 
 DEFAULT_POOL_ROWS = 131_072
 
 
 class ActivationReader:
-    """Batches of one split of a store.
+    """Batches of one split of a store; several threads may ask for them at the same time.
 
     Args:
         folder: Store folder.
@@ -35,6 +39,10 @@ class ActivationReader:
         pool_rows: Rows that are mixed at once, rounded up to whole blocks; the memory that the reader holds is
             pool_rows * (d_model * bytes per value + 8).
         cache: Keeps blocks of a remote store on this disk, and lets the next pool come while this one is used.
+        ahead: Load the next pool into memory while this one is used, on a thread; takes the memory twice.
+        rank: Which of `world_size` processes this is.
+        world_size: Processes that share the rows: together their batches of a step are the batch that one process
+            with world_size * batch_size rows would get.
 
     Raises:
         UserError: The store has no such split, or no permission to read the bucket.
@@ -50,17 +58,26 @@ class ActivationReader:
         seed: int,
         pool_rows: int = DEFAULT_POOL_ROWS,
         cache: BlockCache | None = None,
+        *,
+        ahead: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.store = BlockStore(folder, split, cache)
         self.batch_size = batch_size
         self.seed = seed
+        self.rank, self.world_size = rank, world_size
         if self.store.num_rows == 0:
             raise DataError(f"split '{split}' of the store is empty", where=str(folder), fix="extract more sequences")
         self._block_rows = np.array([block.num_rows for block in self.store.blocks], dtype=np.int64)
         self._group_blocks = max(1, -(-pool_rows // int(self._block_rows.max())))
-        self._pool = torch.empty(0, self.d_model, dtype=self.store.metadata.torch_dtype)
-        self._pooled: tuple[int, int] | None = None
-        self._order = np.empty(0, dtype=np.int64)
+        capacity = min(self.num_rows, self._group_blocks * int(self._block_rows.max()))
+        dtype = self.store.metadata.torch_dtype
+        pools = [Pool(torch.empty(capacity, self.d_model, dtype=dtype)) for _ in range(1 + ahead)]
+        self._pools = Pools(pools, self._load)
+        self._reading = threading.Lock()
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="pool") if ahead else None
+        self._current: Key | None = None
         self._epoch_plan = lru_cache(maxsize=2)(self._plan)
 
     @property
@@ -73,6 +90,16 @@ class ActivationReader:
         """Row width."""
         return self.store.d_model
 
+    def state(self) -> dict[str, int]:
+        """What decides, with the step, which rows a batch holds: a training may go on only with the same."""
+        return {
+            "world_size": self.world_size,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "blocks_of_a_pool": self._group_blocks,
+            "rows": self.num_rows,
+        }
+
     def batch(self, step: int, out: Tensor | None = None) -> Tensor:
         """The batch of a step.
 
@@ -81,19 +108,23 @@ class ActivationReader:
             out: fp32 [batch_size, d_model] to write into; by default a new tensor.
 
         Returns:
-            fp32 [batch_size, d_model]: rows step * batch_size and on of the endless stream of epochs.
+            fp32 [batch_size, d_model]: with one process, rows step * batch_size and on of the endless stream of
+            epochs.
         """
         if out is None:
             out = torch.empty(self.batch_size, self.d_model)
-        position, filled = step * self.batch_size, 0
+        position, filled = (step * self.world_size + self.rank) * self.batch_size, 0
         while filled < self.batch_size:
             epoch, row = divmod(position + filled, self.num_rows)
             _, starts = self._epoch_plan(epoch)
             group = int(np.searchsorted(starts, row, side="right")) - 1
-            self._load(epoch, group)
             first = row - int(starts[group])
-            take = min(self.batch_size - filled, len(self._order) - first)
-            _gather(self._pool, self._order[first : first + take], out[filled : filled + take])
+            with self._pools.use((epoch, group)) as pool:
+                take = min(self.batch_size - filled, len(pool.order) - first)
+                _gather(pool.rows, pool.order[first : first + take], out[filled : filled + take])
+            if self._ahead is not None and self._current != (epoch, group):
+                self._current = (epoch, group)
+                self._ahead.submit(self._load_ahead, self._after(epoch, group))
             filled += take
         return out
 
@@ -104,20 +135,23 @@ class ActivationReader:
         starts = np.concatenate([[0], ends[self._group_blocks - 1 : -1 : self._group_blocks]])
         return order, starts
 
-    def _load(self, epoch: int, group: int) -> None:
-        """Bring a group into the pool."""
-        if self._pooled == (epoch, group):
-            return
-        self._pooled = None
-        blocks = self._blocks_of(epoch, group)
+    def _load(self, key: Key, pool: Pool) -> None:
+        """Bring a group into a pool."""
+        blocks = self._blocks_of(*key)
         num_rows = sum(block.num_rows for block in blocks)
-        if len(self._pool) < num_rows:
-            self._pool = torch.empty(num_rows, self.d_model, dtype=self._pool.dtype)
-        self.store.read(blocks, self._pool[:num_rows])
-        self.store.prefetch(self._blocks_of(epoch, group + 1) or self._blocks_of(epoch + 1, 0))
-        generator = np.random.default_rng([self.seed, epoch, group + 1])
-        self._order = generator.permutation(num_rows)
-        self._pooled = (epoch, group)
+        with self._reading:
+            self.store.read(blocks, pool.rows[:num_rows])
+            self.store.prefetch(self._blocks_of(*self._after(*key)))
+        epoch, group = key
+        pool.order = np.random.default_rng([self.seed, epoch, group + 1]).permutation(num_rows)
+
+    def _load_ahead(self, key: Key) -> None:
+        with suppress(PlmsaeError), self._pools.use(key):  # the batch that needs it meets the failure, or not any more
+            pass
+
+    def _after(self, epoch: int, group: int) -> Key:
+        """The group after this one."""
+        return (epoch, group + 1) if self._blocks_of(epoch, group + 1) else (epoch + 1, 0)
 
     def _blocks_of(self, epoch: int, group: int) -> list[Block]:
         """The blocks of a group, in the order of the epoch; none beyond the last group."""

@@ -8,7 +8,6 @@ a key. Plain http endpoints work. Nothing here waits long: a store that cannot b
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +17,14 @@ from typing import Any
 
 from plmsae.artifacts.checksums import sha256_bytes
 from plmsae.artifacts.s3_errors import NoSuchObjectError, translate
-from plmsae.errors import DataError, UserError
+from plmsae.errors import DataError, TryAgainError, UserError
+from plmsae.progress import Progress
 
 SCHEME = "s3://"
 CONNECT_SECONDS, READ_SECONDS = 2, 30
 ATTEMPTS = 3
 MAX_CONNECTIONS = 16
+FETCH_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -132,17 +133,19 @@ class S3:
                 return None
         return ObjectInfo(int(answer["ContentLength"]), str(answer["ETag"]).strip('"'), dict(answer["Metadata"]))
 
-    def get(self, uri: S3Uri, start: int = 0, num_bytes: int | None = None) -> bytes:
+    def get(self, uri: S3Uri, start: int = 0, num_bytes: int | None = None, *, etag: str | None = None) -> bytes:
         """The bytes of an object, or of a range of it; a connection that breaks is tried again.
 
         Raises:
             UserError: No such object, or no permission.
             DataError: The object ends before the range does.
-            TryAgainError: The store cannot be reached.
+            TryAgainError: The store cannot be reached, or the object is no longer the one of `etag`.
         """
         from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
         ranged = {} if num_bytes is None else {"Range": f"bytes={start}-{start + num_bytes - 1}"}
+        if etag is not None:
+            ranged["IfMatch"] = f'"{etag}"'
         data = b""
         with _in_words("read", uri):
             for attempt in range(ATTEMPTS):
@@ -217,7 +220,7 @@ class S3:
 
 
 def fetch(uri: str, folder: Path) -> Path:
-    """Bring an object to this disk, unless it is there already.
+    """Bring an object to this disk, unless it is there already; in pieces, so that a later call goes on.
 
     Args:
         uri: `s3://bucket/key`.
@@ -229,8 +232,10 @@ def fetch(uri: str, folder: Path) -> Path:
 
     Raises:
         UserError: No such bucket or object, or no permission.
-        TryAgainError: The store cannot be reached.
+        TryAgainError: The store cannot be reached, the object changed meanwhile, or another process brings it.
     """
+    import fcntl
+
     source = S3Uri.parse(uri)
     store = S3()
     info = store.head(source)
@@ -240,8 +245,29 @@ def fetch(uri: str, folder: Path) -> Path:
     path = place / source.name
     if path.is_file() and path.stat().st_size == info.num_bytes:
         return path
-    shutil.rmtree(place, ignore_errors=True)  # what a killed download left
-    store.download(source, path)
+    place.mkdir(parents=True, exist_ok=True)
+    part = place / f".{source.name}.part"
+    with part.open("ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TryAgainError(
+                f"another process is downloading '{uri}' here", where=str(part), fix="wait until it has finished"
+            ) from error
+        for other in place.iterdir():
+            if other not in (part, path):
+                other.unlink()  # what a killed run left
+        if (size := part.stat().st_size) > info.num_bytes:
+            handle.truncate(size := 0)
+        with Progress("download", info.num_bytes, "bytes", done=size) as progress:
+            while size < info.num_bytes:
+                data = store.get(source, size, min(FETCH_BYTES, info.num_bytes - size), etag=info.etag)
+                handle.write(data)
+                size += len(data)
+                progress.update(len(data))
+        handle.flush()
+        os.fsync(handle.fileno())
+        os.replace(part, path)
     return path
 
 

@@ -79,6 +79,8 @@ def _refused(error: Exception, action: str, shown: str, endpoint: str) -> Plmsae
             where=endpoint,
             fix="correct AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
         )
+    if status == 412:
+        return TryAgainError(f"'{shown}' was replaced while it was read", where=endpoint, fix="run again")
     if status == 403:
         return UserError(
             f"no permission to {action} '{shown}'",

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from plmsae.artifacts.sources import is_remote
 from plmsae.cluster.connection import translated
 from plmsae.cluster.images import Found, look_up, parse_reference
 from plmsae.cluster.package import Package
@@ -85,7 +86,7 @@ def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] =
     for stage in used:
         for name in stage.source_files:
             source, field = arguments.get(name), f"{stage.section}.{name}"
-            if name in package.parameters and isinstance(source, str) and not source.startswith("s3://"):
+            if name in package.parameters and isinstance(source, str) and not is_remote(source):
                 raise UserError(
                     f"parameter '{field}' = '{source}' is a file of this machine, which a cluster cannot read",
                     where=file.where(field),
@@ -98,6 +99,14 @@ def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] =
                     f"parameter '{digest}' is missing: a cluster must know which bytes '{source}' holds",
                     where=file.where(f"{field}_sha256"),
                     fix=f"pass --set {field}_sha256=HEX, the first column of: sha256sum FILE",
+                )
+        for name in stage.optional_files:
+            value, field = file.section(stage.section).get(name), f"{stage.section}.{name}"
+            if isinstance(value, str) and not is_remote(value):
+                raise UserError(
+                    f"parameter '{field}' = '{value}' is of this machine, which a cluster cannot read",
+                    where=file.where(field),
+                    fix=f"copy it to a bucket and pass --set {field}=s3://BUCKET/KEY, or leave it out",
                 )
     package.check(arguments)
     return arguments

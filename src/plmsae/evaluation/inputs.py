@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plmsae.activations.metadata import read_metadata
+from plmsae.activations.places import store_at
 from plmsae.errors import DataError
 from plmsae.plms import load_plm
 from plmsae.plms.base import ProteinLM
@@ -30,7 +31,7 @@ class Inputs:
         plm: The model.
         sae: The SAE; checked to belong to the model, and to layer and hook of the store.
         mean: [d_model] mean activation of the training proteins, fp32.
-        store: Output folder of `extract_activations`.
+        store: Folder of the store that the SAE belongs to.
     """
 
     sequences: Path
@@ -55,15 +56,14 @@ class Inputs:
             DataError: A corrupted file.
             TryAgainError: The model's hub cannot be reached.
         """
-        store = read_metadata(activations)
         model = load_folder(sae / "sae")
+        folder = store_at(activations, model.config.layer, model.config.hook)
+        store = read_metadata(folder)
         model.check_source(store.plm, store.plm_revision, store.layer, store.hook)
         plm = load_plm(store.plm, store.plm_revision, root=root)
         model.check_source(plm.name, plm.revision, store.layer, store.hook)
         plm.check_hook(store.layer, store.hook)
-        return cls(
-            sequences, plm, model.eval(), _mean(activations / "statistics.safetensors", plm.d_model), activations
-        )
+        return cls(sequences, plm, model.eval(), _mean(folder / "statistics.safetensors", plm.d_model), folder)
 
     def split(self, name: str, max_proteins: int | None, seed: int) -> pd.DataFrame:
         """Rows of `sequences.parquet` of one split, sorted by accession and offset.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from plmsae.plms.alphabet import SPECIALS_PER_SEQUENCE
+# No family puts more special tokens around a sequence; with fewer a batch stays below its budget.
+SPECIALS_PER_SEQUENCE = 2
 
 
 def length_sorted_batches(lengths: npt.ArrayLike, max_tokens: int) -> list[npt.NDArray[np.int64]]:

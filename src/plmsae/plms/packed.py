@@ -1,108 +1,158 @@
-"""ESM-2's forward over packed sequences: no padding, fused projections, attention per sequence, early exit.
-
-The arithmetic is that of transformers' `EsmForMaskedLM` in fp32; results agree to a few units of the last place
-(tests/plms/test_packed.py). What differs is what is not done: no work on pads, no attention masks, no layers after
-the wanted one, no rotary copies, and each residual sum and GELU inside the product before it.
-"""
+"""One walk through the layers of a network: stop after the last wanted layer, read on the way, edit on the way."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from plmsae.plms.alphabet import MASK
-from plmsae.plms.base import Tokens
-from plmsae.plms.linear import linear, linear_add, linear_gelu
-from plmsae.plms.weights import Affine, Block, EsmWeights
-
-# Share of tokens that ESM replaced by <mask> in training (15 % selected, 80 % of those masked). The embedding is
-# scaled as if as many were masked now (EsmEmbeddings of transformers; `token_dropout` of fair-esm).
-MASKED_IN_TRAINING = 0.15 * 0.8
-FFN_ROWS = 1024  # rows per feed-forward call: the widened activations stay in the cache
+from plmsae.errors import DataError, UserError
+from plmsae.plms.alphabet import Alphabet, sequence_name
+from plmsae.plms.base import COMPONENTS, EMBEDDING, FINAL_NORM, RESIDUAL, Edit, Place, ProteinLM, Tokens
+from plmsae.plms.network import Network, Tap, no_tap
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where sequences lie in a packed batch.
+class PackedLM(ProteinLM):
+    """A `ProteinLM` whose forward is a `Network`; a family adds its alphabet, its network and its other attributes."""
 
-    Attributes:
-        runs: (first token, tokens per sequence, number of sequences) of consecutive sequences of equal length.
-        rotation: complex64 [N, 1, 1, head_dim / 2], the rotary factor of every token.
-    """
+    def __init__(self, name: str, revision: str, alphabet: Alphabet, network: Network) -> None:
+        self.name = name
+        self.revision = revision
+        self.num_layers = network.num_layers
+        self.d_model = network.d_model
+        self._alphabet = alphabet
+        self._network = network
 
-    runs: tuple[tuple[int, int, int], ...]
-    rotation: Tensor
+    def tokenize(self, sequences: Sequence[str], names: Sequence[str] | None = None) -> Tokens:
+        """See `ProteinLM.tokenize`."""
+        if not sequences:
+            raise UserError("no sequences to tokenise", fix="pass at least one")
+        for index, sequence in enumerate(sequences):
+            if len(sequence) > self.max_residues:
+                raise DataError(
+                    f"a sequence of {len(sequence)} residues is longer than '{self.name}' takes ({self.max_residues})",
+                    where=sequence_name(names, index),
+                    fix="drop, crop or window it: see the ingest parameters",
+                )
+        ids, lengths, residues = self._alphabet.encode(sequences, names)
+        return Tokens(torch.from_numpy(ids), torch.from_numpy(lengths), torch.from_numpy(residues))
 
+    @torch.no_grad()
+    def hidden_at(self, tokens: Tokens, places: Sequence[Place], edit: Edit | None = None) -> list[Tensor]:
+        """See `ProteinLM.hidden_at`."""
+        wanted = [self._canonical(place.layer, place.hook) for place in places]
+        if not wanted:
+            return []
+        walk = self._walk(tokens, edit, frozenset(wanted))
+        self._run(tokens, max(place.layer for place in wanted), walk)
+        return [walk.read[place] for place in wanted]
 
-class PackedEncoder:
-    """The layers of one model, one method each; the caller composes them and decides where to stop or to edit."""
+    @torch.no_grad()
+    def logits(self, tokens: Tokens, edit: Edit | None = None) -> Tensor:
+        """See `ProteinLM.logits`."""
+        return self._scores(self._run(tokens, self.num_layers, self._editing(tokens, edit)), tokens)
 
-    def __init__(self, weights: EsmWeights) -> None:
-        self.weights = weights
-        self.config = weights.config
+    @torch.no_grad()
+    def logits_each(self, tokens: Tokens, edits: Sequence[Edit | None]) -> Iterator[Tensor]:
+        """See `ProteinLM.logits_each`."""
+        walks = [self._editing(tokens, edit) for edit in edits]
+        first = min((walk.first for walk in walks if walk.first is not None), default=self.num_layers)
+        common = self._run(tokens, first, self._walk(tokens, None))
+        for walk in walks:
+            yield self._scores(self._run(tokens, self.num_layers, walk, (first, common)), tokens)
 
-    def layout(self, lengths: Tensor) -> Layout:
-        """Prepare a batch from its tokens per sequence, int64 [B]."""
-        values, counts = torch.unique_consecutive(lengths, return_counts=True)
-        starts = torch.cumsum(values * counts, 0) - values * counts
-        runs = tuple(zip(starts.tolist(), values.tolist(), counts.tolist(), strict=True))
-        ends = torch.cumsum(lengths, 0)
-        positions = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - lengths, lengths)
-        angles = positions[:, None].float() * self.weights.inverse_frequencies
-        return Layout(runs, torch.polar(torch.ones_like(angles), angles)[:, None, None, :])
+    def _scores(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return self._network.head(hidden[tokens.residues.to(hidden.device)]).cpu()
 
-    def embed(self, tokens: Tokens) -> Tensor:
-        """Layer 0, [N, d]: `<mask>` is zero, the rest is scaled by 0.88 / (1 - masked share of its sequence)."""
-        hidden = self.weights.embedding[tokens.ids]
-        if not self.config.token_dropout:
-            return hidden
-        hidden *= 1 - MASKED_IN_TRAINING
-        masked = tokens.ids == MASK
-        if bool(masked.any()):
-            hidden[masked] = 0.0
-            counts = torch.segment_reduce(masked.float(), "sum", lengths=tokens.lengths)
-            kept = 1 - counts / tokens.lengths
-            hidden /= torch.repeat_interleave(kept, tokens.lengths)[:, None]
+    def _walk(self, tokens: Tokens, edit: Edit | None, wanted: frozenset[Place] = frozenset()) -> _Walk:
+        at = self._canonical(edit.layer, edit.hook) if edit is not None else None
+        return _Walk(tokens.residues.to(self._network.inverse_frequencies.device), wanted, edit, at)
+
+    def _canonical(self, layer: int, hook: str) -> Place:
+        """The place by the one name under which a walk meets it."""
+        self.check_hook(layer, hook)
+        return Place(layer, RESIDUAL if hook in (EMBEDDING, FINAL_NORM) else hook)
+
+    def _editing(self, tokens: Tokens, edit: Edit | None) -> _Walk:
+        if self.objective == "none":
+            raise UserError(
+                f"'{self.name}' has no head: it has hidden states but no scores",
+                fix="use a model with a head for evaluations that compare scores (fidelity, steering)",
+            )
+        return self._walk(tokens, edit)
+
+    def _run(self, tokens: Tokens, last: int, walk: _Walk, start: tuple[int, Tensor] | None = None) -> Tensor:
+        """The residual stream [N, d] at layer `last`.
+
+        Args:
+            tokens: The batch.
+            last: Layer to stop after.
+            walk: What is read and edited on the way.
+            start: A layer and the unedited stream there, to go on from.
+        """
+        network = self._network
+        layout = network.layout(tokens.lengths)
+        first, hidden = start if start is not None else (0, network.embed(tokens))
+        for layer in range(first, last + 1):
+            if layer > first:
+                hidden = network.block(layer - 1, hidden, layout, walk.tap(layer))
+            if layer == self.num_layers and (start is None or layer > first):
+                hidden = network.final_norm(hidden)
+            hidden = walk.visit(layer, RESIDUAL, hidden)
         return hidden
 
-    def block(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
-        """Block `index` (0-based) on the residual stream [N, d] -> [N, d]."""
-        block = self.weights.blocks[index]
-        hidden = linear_add(
-            self._attention(block, hidden, layout), block.attention_out.weight, block.attention_out.bias, hidden
+
+class _Walk:
+    """What is read and what is edited between the first layer and the last.
+
+    Attributes:
+        read: Place -> fp32 [R, d_model] residue rows.
+    """
+
+    def __init__(self, residues: Tensor, wanted: frozenset[Place], edit: Edit | None, at: Place | None) -> None:
+        self._residues = residues
+        self._wanted = wanted
+        self._edit = edit
+        self._at = at
+        self.read: dict[Place, Tensor] = {}
+
+    @property
+    def first(self) -> int | None:
+        """The last layer whose residual stream the edit leaves alone or is handed, None without an edit."""
+        if self._at is None:
+            return None
+        return self._at.layer - (self._at.hook in COMPONENTS)
+
+    def tap(self, layer: int) -> Tap:
+        """For a block: `no_tap` where nothing happens inside it."""
+        places = self._wanted | ({self._at} if self._at is not None else set())
+        if any(Place(layer, hook) in places for hook in COMPONENTS):
+            return partial(self.visit, layer)
+        return no_tap
+
+    def visit(self, layer: int, hook: str, hidden: Tensor) -> Tensor:
+        """Read and edit [N, d_model]: the same tensor, or with an edit another one that differs at residue rows."""
+        place = Place(layer, hook)
+        if self._edit is not None and place == self._at:
+            new = _checked(self._edit, hidden[self._residues].cpu())
+            hidden = hidden.clone()
+            hidden[self._residues] = new.to(hidden)
+        if place in self._wanted:
+            self.read[place] = hidden[self._residues].cpu()
+        return hidden
+
+
+def _checked(edit: Edit, rows: Tensor) -> Tensor:
+    new = edit.function(rows)
+    if new.shape != rows.shape:
+        raise UserError(
+            f"the edit at layer {edit.layer} returned shape {list(new.shape)} for rows of shape {list(rows.shape)}",
+            fix="return one row per residue",
         )
-        out = torch.empty_like(hidden)
-        for start in range(0, len(hidden), FFN_ROWS):
-            rows = hidden[start : start + FFN_ROWS]
-            wide = linear_gelu(self._norm(rows, block.ffn_norm), block.ffn_up.weight, block.ffn_up.bias)
-            out[start : start + FFN_ROWS] = linear_add(wide, block.ffn_down.weight, block.ffn_down.bias, rows)
-        return out
-
-    def final_norm(self, hidden: Tensor) -> Tensor:
-        """The LayerNorm after the last block, [n, d] -> [n, d]."""
-        return self._norm(hidden, self.weights.final_norm)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Scores from normalised rows, [n, d] -> [n, V]."""
-        weights = self.weights
-        hidden = self._norm(linear_gelu(hidden, weights.head_dense.weight, weights.head_dense.bias), weights.head_norm)
-        return linear(hidden, weights.decoder.weight, weights.decoder.bias)
-
-    def _attention(self, block: Block, hidden: Tensor, layout: Layout) -> Tensor:
-        heads, width = self.config.num_attention_heads, self.config.head_dim
-        qkv = linear(self._norm(hidden, block.attention_norm), block.qkv.weight, block.qkv.bias)
-        torch.view_as_complex(qkv.view(-1, 3, heads, width // 2, 2)[:, :2]).mul_(layout.rotation)
-        qkv = qkv.view(-1, 3, heads, width)
-        out = torch.empty(len(hidden), heads, width, dtype=hidden.dtype)
-        for start, length, count in layout.runs:
-            tokens = slice(start, start + length * count)
-            query, key, value = qkv[tokens].view(count, length, 3, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
-            attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-            out[tokens] = attended.transpose(1, 2).reshape(-1, heads, width)
-        return out.view(len(hidden), -1)
-
-    def _norm(self, hidden: Tensor, affine: Affine) -> Tensor:
-        return F.layer_norm(hidden, hidden.shape[-1:], affine.weight, affine.bias, self.config.layer_norm_eps)
+    if not bool(torch.isfinite(new).all()):
+        raise DataError(
+            f"the edit at layer {edit.layer} returned values that are not finite", fix="use a smaller change"
+        )
+    return new

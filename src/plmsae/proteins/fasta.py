@@ -11,7 +11,7 @@ from pathlib import Path
 
 from plmsae.errors import DataError
 from plmsae.proteins.lines import read_lines
-from plmsae.proteins.records import Protein, check_accession, check_residues
+from plmsae.proteins.records import Protein, check_accession, check_residues, is_clean
 
 _UNIPROT_DATABASES = ("sp", "tr")
 
@@ -28,7 +28,10 @@ def read_fasta(path: Path) -> Iterator[Protein]:
     """
     accession, name, start, parts, length, stop = "", "", 0, list[str](), 0, 0
     for number, line in read_lines(path):
-        if line.startswith(">"):
+        if start and not stop and is_clean(line):  # nearly every line of a corpus
+            parts.append(line)
+            length += len(line)
+        elif line.startswith(">"):
             if start:
                 yield Protein(accession, name, "".join(parts), start, stop_removed=stop > 0)
             accession, name = split_header(line[1:])

@@ -39,6 +39,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 )
             if place.line == 0:
                 line = line.removeprefix(codecs.BOM_UTF8)
+            if b"\r" not in line:
+                place.line += 1
+                yield place.line, line.removesuffix(b"\n").decode("utf-8")
+                continue
             for part in line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
                 place.line += 1
                 yield place.line, part.decode("utf-8")

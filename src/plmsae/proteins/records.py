@@ -13,6 +13,7 @@ STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 # Unknown, Asx, Glx, selenocysteine, pyrrolysine: in UniProt and in the vocabulary of ESM-2.
 OTHER_RESIDUES = "XBZUO"
 _ILLEGAL = re.compile(f"[^{STANDARD_RESIDUES}{OTHER_RESIDUES}]")
+_CLEAN = re.compile(f"[{STANDARD_RESIDUES}{OTHER_RESIDUES}]+")
 
 
 class Feature(NamedTuple):
@@ -116,6 +117,11 @@ def check_accession(accession: str, path: Path, line: int) -> str:
             fix="use at most 200 printable characters without spaces",
         )
     return accession
+
+
+def is_clean(text: str) -> bool:
+    """True for one or more upper-case residues and nothing else."""
+    return _CLEAN.fullmatch(text) is not None
 
 
 def check_residues(sequence: str, accession: str, path: Path, line: int, before: int = 0) -> None:

@@ -8,6 +8,7 @@ manifests and the code, so that a resumed run never meets other parameters.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -24,6 +25,7 @@ import plmsae
 from plmsae.artifacts.atomic import swap_folder, write_text
 from plmsae.artifacts.checksums import sha256_bytes, sha256_file, sha256_tree
 from plmsae.artifacts.manifest import MANIFEST_NAME, Manifest, list_files, manifest_sha256, verify, write_manifest
+from plmsae.artifacts.sources import fetch, is_remote
 from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError, did_you_mean
 from plmsae.params import Params, canonical_json
 from plmsae.stages.spec import Stage, StageContext, StageResult
@@ -31,6 +33,7 @@ from plmsae.stages.spec import Stage, StageContext, StageResult
 logger = logging.getLogger("plmsae")
 PACKAGE = Path(plmsae.__file__).parent
 STATE = Path(".plmsae")
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full, over the quota, over the largest file
 _VERSIONS = ("torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "litdata", "lightning", "mlflow")
 
 
@@ -60,18 +63,25 @@ def execute(
     Raises:
         UserError: An unknown port or a missing raw file.
         DataError: An input that is incomplete, corrupted or of another kind; a metric that is not finite.
-        TryAgainError: Another process runs the same stage here, or the source code changed meanwhile.
+        TryAgainError: Another process runs the same stage here, the disk is full, or the source code changed meanwhile.
     """
     final = (root / (output or stage.output)).resolve()
     state = (state or root / STATE).resolve()
     workspace = (staging or state).resolve()
     folders = _resolve_inputs(stage, root, inputs or {})
+    # Runs with different outputs do not meet: the shares of an extraction may be made side by side.
+    own = (
+        stage.id if final == (root / stage.output).resolve() else f"{stage.id}-{sha256_bytes(str(final).encode())[:16]}"
+    )
     with ExitStack() as locks:
-        locks.enter_context(_locked(workspace / "locks" / f"{stage.id}.lock", stage.id))
+        locks.enter_context(_locked(workspace / "locks" / f"{own}.lock", stage.id))
         manifests = {port: _verified(stage, port, folder) for port, folder in folders.items()}
         input_hashes = {port: manifest_sha256(folder) for port, folder in folders.items()}
-        files = {name: source_file(stage, params, name, root, state) for name in stage.source_files}
-        sources = {name: _pinned_sha256(stage, params, name, files[name], pinned) for name in stage.source_files}
+        named = [name for name in stage.optional_files if getattr(params, name) is not None]
+        files = {name: source_file(stage, params, name, root, state) for name in (*stage.source_files, *named)}
+        sources = {
+            name: _pinned_sha256(stage, params, name, path, pinned or name in named) for name, path in files.items()
+        }
         code = code_sha256(stage)
         key = sha256_bytes(
             canonical_json(
@@ -87,7 +97,7 @@ def execute(
         # Tasks of several runs may share a state folder; only equal work shares checkpoints.
         locks.enter_context(_locked(state / "locks" / f"{key[:32]}.lock", stage.id))
         checkpoints = state / "checkpoints" / key[:32]
-        draft, trash = workspace / "staging" / stage.id, workspace / "trash" / stage.id
+        draft, trash = workspace / "staging" / own, workspace / "trash" / own
         for folder in (draft, trash):
             shutil.rmtree(folder, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -118,6 +128,16 @@ def execute(
             )
             write_manifest(draft, manifest)
             swap_folder(draft, final, trash)
+        except OSError as error:
+            if error.errno not in _DISK_IS_FULL:
+                raise
+            raise TryAgainError(
+                f"no room is left on the disk for '{stage.id}'",
+                where=str(error.filename or workspace),
+                fix="free some, then run it again"
+                + (": it goes on where it stopped" if stage.resumable else "")
+                + ("; or let the activations go to a bucket (store)" if "store" in stage.knobs else ""),
+            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -178,20 +198,20 @@ def _verified(stage: Stage, port: str, folder: Path) -> Manifest:
 
 
 def source_file(stage: Stage, params: Params, name: str, root: Path, state: Path) -> Path:
-    """The raw file that a parameter names, fetched first if it is an object of a store.
+    """The raw file that a parameter names, fetched first if it is an object of a store or a file of a web server.
 
     Raises:
         UserError: It does not exist, or access is denied.
-        TryAgainError: The store cannot be reached.
+        DataError: It is not the file that its publisher means.
+        TryAgainError: The store or server cannot be reached.
     """
     where = f"{stage.section}.{name}"
     value = str(getattr(params, name))
-    if value.startswith("s3://"):
-        from plmsae.artifacts.s3 import fetch
-
-        return fetch(value, state / "sources")
+    if is_remote(value):
+        pinned = getattr(params, f"{name}_sha256")
+        return fetch(value, state / "sources", sha256=pinned, where=where)
     path = root / value
-    if not path.is_file():
+    if not (path.is_file() or (name in stage.optional_files and path.is_dir())):
         raise UserError(
             f"file '{path}' does not exist",
             where=where,
@@ -201,14 +221,15 @@ def source_file(stage: Stage, params: Params, name: str, root: Path, state: Path
 
 
 def _pinned_sha256(stage: Stage, params: Params, name: str, path: Path, pinned: bool) -> str:
-    """sha256 of a raw file, which is the one that its parameter `<name>_sha256` asks for."""
+    """sha256 of a raw file or folder, which is the one that its parameter `<name>_sha256` asks for."""
     where = f"{stage.section}.{name}_sha256"
-    found, wanted = sha256_file(path), getattr(params, f"{name}_sha256")
+    found = sha256_tree([path], path) if path.is_dir() else sha256_file(path)
+    wanted = getattr(params, f"{name}_sha256")
     if wanted is None and pinned:
         raise UserError(
             f"'{stage.id}' does not say which bytes '{getattr(params, name)}' must hold",
             where=where,
-            fix=f"set it to the sha256 of the file: {found}",
+            fix=f"set it to the sha256 of the {'folder' if path.is_dir() else 'file'}: {found}",
         )
     if wanted not in (None, found):
         raise DataError(

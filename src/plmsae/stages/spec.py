@@ -60,7 +60,8 @@ class StageContext:
         manifests: Input port -> its manifest.
         output: Empty folder to write into; it becomes the stage's output only when the function returns.
         checkpoints: Folder that survives a kill and is met again only with equal parameters, inputs and code.
-        sources: Parameter that names a raw input file -> that file on this disk, its checksum verified.
+        sources: Parameter that names a raw input file -> that file on this disk, its checksum verified; an optional
+            one is absent if it is null.
         root: The working folder; paths in parameters are relative to it.
     """
 
@@ -100,6 +101,8 @@ class Stage:
         code: Rooms and modules under `src/plmsae` that its numbers depend on (a test compares them to the imports).
         resources: What it asks of a cluster.
         source_files: Names of parameters that hold the path of a raw input file; `<name>_sha256` pins its bytes.
+        optional_files: Names of parameters that may name a raw file or folder, or are null. Their `<name>_sha256` must
+            be given with them: DVC cannot watch what may not be there.
         knobs: Parameters that people change from run to run: typed fields of the Kubeflow form (the others are one
             JSON text per stage).
         report: HTML file in its output that the Kubeflow UI shows.
@@ -118,6 +121,7 @@ class Stage:
     inputs: tuple[Input, ...] = ()
     resources: Resources = field(default_factory=Resources)
     source_files: tuple[str, ...] = ()
+    optional_files: tuple[str, ...] = ()
     knobs: tuple[str, ...] = ()
     report: str | None = None
     plots: tuple[Plot, ...] = ()

@@ -42,6 +42,13 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 class TrainSaeParams(Params):
     """Parameters of `train_sae`."""
 
+    layer: int | None = Field(
+        None,
+        ge=0,
+        description="Layer of the activations, where extract_activations stored several places; null takes the first "
+        "that fits. The only one must be of it.",
+    )
+    hook: str | None = Field(None, description="Hook of the activations; as layer.")
     architecture: str = Field(
         "topk",
         description="SAE architecture.",
@@ -288,6 +295,7 @@ def run(context: StageContext) -> StageResult:
 
     from plmsae.activations.cache import BlockCache
     from plmsae.activations.metadata import read_metadata
+    from plmsae.activations.places import chosen_store
     from plmsae.activations.reader import ActivationReader
     from plmsae.artifacts.manifest import manifest_sha256
     from plmsae.training.data import Scaled
@@ -298,7 +306,7 @@ def run(context: StageContext) -> StageResult:
 
     params: TrainSaeParams = context.params
     torch.set_num_threads(params.threads)
-    store = context.inputs["activations"]
+    store = chosen_store(context.inputs["activations"], params.layer, params.hook, where="train_sae")
     metadata = read_metadata(store)
     resolved = resolve(params.model_dump(), metadata)
     config, settings = resolved.config, resolved.settings
@@ -335,7 +343,7 @@ def run(context: StageContext) -> StageResult:
         "train_rows": metadata.num_tokens["train"],
         "latent_max_rows": latent_max_rows,
         "sequences_sha256": metadata.sequences_sha256,
-        "activations_manifest_sha256": manifest_sha256(store),
+        "activations_manifest_sha256": manifest_sha256(context.inputs["activations"]),
     }
     if "penalty" in last:  # with a controller it is what the training ended with
         record["penalty"] = metrics["penalty"] = last["penalty"]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from plmsae.activations.metadata import read_metadata
+from plmsae.activations.places import store_at
 from plmsae.errors import DataError, UserError, did_you_mean
 from plmsae.plms import load_plm
 from plmsae.plms.base import ProteinLM
@@ -40,8 +41,8 @@ def load_source(activations: Path, sae: Path, *, root: Path) -> Source:
         DataError: A corrupted file.
         TryAgainError: The model's hub cannot be reached.
     """
-    store = read_metadata(activations)
     model = load_folder(sae / "sae")
+    store = read_metadata(store_at(activations, model.config.layer, model.config.hook))
     model.check_source(store.plm, store.plm_revision, store.layer, store.hook)
     plm = load_plm(store.plm, store.plm_revision, root=root)
     model.check_source(plm.name, plm.revision, store.layer, store.hook)

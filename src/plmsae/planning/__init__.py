@@ -1,0 +1,1 @@
+"""What a run will take before it runs: arithmetic only, no weights, no network, no torch."""
