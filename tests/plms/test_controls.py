@@ -116,7 +116,7 @@ def test_saes_of_controls_are_registered_under_names_of_their_own():
         "facebook/esm2_t6_8M_UR50D?permuted=1",
         "facebook/esm2_t6_8M_UR50D?random=0",
     ]
-    registered = [registry_name(name, 4, "topk") for name in names]
+    registered = [registry_name(name, 4, "residual", "topk") for name in names]
     assert registered[1] == "plmsae.esm2_t6_8M_UR50D_permuted_0.layer4.topk"
     assert len(set(registered)) == len(names)
     assert split_name(names[3]) == (names[0], Control("random", 0))

@@ -202,15 +202,16 @@ def test_a_registration_that_is_killed_is_completed_by_the_next(root: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("plm", "expected"),
+    ("plm", "hook", "expected"),
     [
-        ("esm_small", "plmsae.esm_small.layer4.topk"),
-        ("facebook/esm2_t6_8M_UR50D", "plmsae.esm2_t6_8M_UR50D.layer4.topk"),
-        ("./models/my LM v1.5/", "plmsae.my_LM_v1_5.layer4.topk"),
+        ("esm_small", "residual", "plmsae.esm_small.layer4.topk"),
+        ("facebook/esm2_t6_8M_UR50D", "residual", "plmsae.esm2_t6_8M_UR50D.layer4.topk"),
+        ("./models/my LM v1.5/", "residual", "plmsae.my_LM_v1_5.layer4.topk"),
+        ("esm_small", "mlp", "plmsae.esm_small.layer4_mlp.topk"),
     ],
 )
-def test_names(plm: str, expected: str) -> None:
-    assert registry_name(plm, 4, "topk") == expected
+def test_names(plm: str, hook: str, expected: str) -> None:
+    assert registry_name(plm, 4, hook, "topk") == expected
 
 
 def test_a_registration_is_only_what_repeats() -> None:

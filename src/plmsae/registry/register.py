@@ -62,7 +62,7 @@ def register(evidence: Evidence, root: Path, notes: str = "") -> Registration:
         TryAgainError: The registry cannot be reached.
     """
     config = load_folder(evidence.sae_folder).config
-    name = registry_name(config.plm, config.layer, config.architecture)
+    name = registry_name(config.plm, config.layer, config.hook, config.architecture)
     tags = evidence.tags(config)
     with connect(root, create=True) as client, tempfile.TemporaryDirectory(prefix="plmsae-") as scratch:
         import mlflow

@@ -44,8 +44,8 @@ class Registered:
         return f"models:/{self.name}/{self.version}"
 
 
-def registry_name(plm: str, layer: int, architecture: str) -> str:
-    """Name of a registered SAE, e.g. `plmsae.esm2_t6_8M_UR50D.layer4.topk`.
+def registry_name(plm: str, layer: int, hook: str, architecture: str) -> str:
+    """Name of a registered SAE, e.g. `plmsae.esm2_t6_8M_UR50D.layer4.topk`, or `...layer4_mlp.topk` at another hook.
 
     The PLM is its base name with anything but letters, digits, `_` and `-` as `_`: MLflow allows no `/` or `:`, and
     dots separate the parts.
@@ -53,7 +53,8 @@ def registry_name(plm: str, layer: int, architecture: str) -> str:
     base = re.sub(r"[^A-Za-z0-9_-]", "_", plm.rstrip("/").rpartition("/")[2])
     if not base.strip("_"):
         raise UserError(f"PLM '{plm}' has no name to register a SAE under", fix="give its folder a name")
-    return f"plmsae.{base}.layer{layer}.{architecture}"
+    place = f"layer{layer}" if hook == "residual" else f"layer{layer}_{hook}"
+    return f"plmsae.{base}.{place}.{architecture}"
 
 
 def list_versions(client: Any, name: str | None = None) -> list[Registered]:
