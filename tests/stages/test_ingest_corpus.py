@@ -306,6 +306,24 @@ def test_a_server_in_trouble(
     assert "Traceback" not in message
 
 
+def test_a_disk_that_fills_up_while_an_object_comes(s3: S3Server, tmp_path: Path, monkeypatch, capsys) -> None:
+    import resource
+    import signal
+
+    bucket, data = s3.bucket(), uniref(4000)
+    s3.client().put_object(Bucket=bucket, Key="u.fasta.gz", Body=data)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) // 2, hard))
+    try:
+        assert plmsae(tmp_path, monkeypatch, f"s3://{bucket}/u.fasta.gz", **CORPUS) == 75
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "no room is left on the disk" in capsys.readouterr().err
+    assert plmsae(tmp_path, monkeypatch, f"s3://{bucket}/u.fasta.gz", **CORPUS) == 0
+
+
 def test_an_address_of_another_kind(tmp_path: Path, monkeypatch, capsys) -> None:
     assert plmsae(tmp_path, monkeypatch, "ftp://ftp.uniprot.org/pub/databases/uniprot/x.gz", **CORPUS) == 2
     assert "servers of ftp:// mostly answer to https:// too" in capsys.readouterr().err
