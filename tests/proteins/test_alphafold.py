@@ -47,7 +47,8 @@ def client(web: WebServer, folder: Path, version: int | None = None) -> AlphaFol
 
 @pytest.mark.parametrize("old", [True, False])
 def test_a_model_comes_with_its_version(web: WebServer, tmp_path: Path, old: bool) -> None:
-    serve(web, entry(web.url, accession="P01308-2", old=old), entry(web.url, old=old))
+    isoform = entry(web.url, accession="P01308-2", old=old, latestVersion=5)
+    serve(web, isoform, entry(web.url, old=old))
     placed = client(web, tmp_path).placed("P01308", INSULIN)
     assert (placed.structure, placed.version, placed.source, placed.problem) == ("AF-P01308-F1", "6", "alphafold", "")
     assert placed.chain is not None

@@ -196,7 +196,7 @@ def test_relatives_of_evaluation_proteins_are_kept_out_whatever_the_portions(tmp
     assert set(left_out) == {*(item.accession for item in relatives), "fragment", "containing"}
     assert left_out["R7"] == "relative of an evaluation protein: E7"
     # What was left out is made up for, and the portions do not matter.
-    part = choose(records, tmp_path / "b", exclusion("search-b"), num_train=150, bucket=150)
+    part = choose(records, tmp_path / "b", exclusion("search-b"), num_train=150)
     chosen = [outcome for outcome in part if outcome.split]
     assert chosen == [outcome for outcome in whole if outcome.split][:190]
     assert len(chosen) < len(part)

@@ -63,6 +63,17 @@ def metalink(release: str, **files: bytes) -> bytes:
     ).encode()
 
 
+def packed(files: dict[str, bytes]) -> bytes:
+    """A tar.gz of files."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, data in files.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(data)
+            tar.addfile(item, io.BytesIO(data))
+    return archive.getvalue()
+
+
 def run(root: Path, source: str, **params: Any) -> dict[str, Any]:
     settings = validate(IngestParams, {"source": source, "cluster_method": "linclust", **params}, section="ingest")
     return dict(execute(STAGE, settings, root=root).metrics)
@@ -136,18 +147,13 @@ def test_a_file_that_is_not_the_one_of_the_list_is_refused(web: WebServer, tmp_p
 
 def test_swiss_prot_of_an_earlier_release_comes_out_of_its_archive(web: WebServer, tmp_path: Path) -> None:
     flat = (TINY.parent / "uniprot_entries.txt.gz").read_bytes()
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name, data in (("uniprot_sprot.fasta.gz", uniref(3)), ("uniprot_sprot.dat.gz", flat)):
-            item = tarfile.TarInfo(name)
-            item.size = len(data)
-            tar.addfile(item, io.BytesIO(data))
+    archive = packed({"uniprot_sprot.fasta.gz": uniref(3), "uniprot_sprot.dat.gz": flat})
     folder, name = (
         "/pub/databases/uniprot/previous_releases/release-2025_03/knowledgebase",
         "uniprot_sprot-only2025_03.tar.gz",
     )
-    web.files[f"{folder}/{name}"] = archive.getvalue()
-    web.files[f"{folder}/RELEASE.metalink"] = metalink("2025_03", **{name: archive.getvalue()})
+    web.files[f"{folder}/{name}"] = archive
+    web.files[f"{folder}/RELEASE.metalink"] = metalink("2025_03", **{name: archive})
     arguments = {"release": "2025_03", "valid_fraction": 0.3, "test_fraction": 0.3, "seed": 4}
     url = f"{web.url}{folder}/{name}"
     metrics = run(tmp_path, url, source_member="uniprot_sprot.dat.gz", **arguments)
@@ -155,12 +161,12 @@ def test_swiss_prot_of_an_earlier_release_comes_out_of_its_archive(web: WebServe
     source = json.loads((tmp_path / "outputs" / "ingest" / "source.json").read_text())
     assert source["file"] == "uniprot_sprot.dat.gz"
     assert source["format"] == "uniprot_text"
-    assert source["sha256"] == hashlib.sha256(archive.getvalue()).hexdigest()
+    assert source["sha256"] == hashlib.sha256(archive).hexdigest()
     with pytest.raises(UserError, match=r"is an archive(.|\n)*source_member"):
         run(tmp_path, url, **arguments)
     with pytest.raises(UserError, match=r"no file 'other.dat'(.|\n)*'uniprot_sprot.fasta.gz', 'uniprot_sprot.dat.gz'"):
         run(tmp_path, url, source_member="other.dat", **arguments)
-    (tmp_path / "cut.tar.gz").write_bytes(archive.getvalue()[:2000])
+    (tmp_path / "cut.tar.gz").write_bytes(archive[:2000])
     with pytest.raises(DataError, match="the archive cannot be read"):
         run(tmp_path, "cut.tar.gz", source_member="uniprot_sprot.dat.gz")
 
@@ -300,6 +306,24 @@ def test_a_server_in_trouble(
     assert "Traceback" not in message
 
 
+def test_a_disk_that_fills_up_while_an_object_comes(s3: S3Server, tmp_path: Path, monkeypatch, capsys) -> None:
+    import resource
+    import signal
+
+    bucket, data = s3.bucket(), uniref(4000)
+    s3.client().put_object(Bucket=bucket, Key="u.fasta.gz", Body=data)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) // 2, hard))
+    try:
+        assert plmsae(tmp_path, monkeypatch, f"s3://{bucket}/u.fasta.gz", **CORPUS) == 75
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "no room is left on the disk" in capsys.readouterr().err
+    assert plmsae(tmp_path, monkeypatch, f"s3://{bucket}/u.fasta.gz", **CORPUS) == 0
+
+
 def test_an_address_of_another_kind(tmp_path: Path, monkeypatch, capsys) -> None:
     assert plmsae(tmp_path, monkeypatch, "ftp://ftp.uniprot.org/pub/databases/uniprot/x.gz", **CORPUS) == 2
     assert "servers of ftp:// mostly answer to https:// too" in capsys.readouterr().err
@@ -349,6 +373,12 @@ def test_structures_of_a_folder_and_of_alphafold(web: WebServer, tmp_path: Path)
     before = output(tmp_path)
     run(tmp_path, "in.fasta", structures_sha256=digest, **arguments)
     assert output(tmp_path) == before
+    archive = packed({path.name: path.read_bytes() for path in folder.iterdir()})
+    web.files["/pdb.tar.gz"] = archive
+    arguments["structures"] = f"{web.url}/pdb.tar.gz"
+    run(tmp_path, "in.fasta", structures_sha256=hashlib.sha256(archive).hexdigest(), **arguments)
+    after = output(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
 
 
 def test_without_structures_none_are_written(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ class Rows:
     def num_rows(self) -> int:
         return len(self.x)
 
+    def state(self) -> dict[str, int]:
+        return {"world_size": 1, "batch_size": self.batch_size}
+
     def batch(self, step: int) -> Tensor:
         return self.x[(torch.arange(self.batch_size) + step * self.batch_size) % len(self.x)]
 

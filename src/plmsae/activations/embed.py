@@ -112,6 +112,8 @@ def _hidden(plm: ProteinLM, part: Part, batch: Batch, places: Sequence[Place]) -
         if not _is_out_of_memory(error):
             raise
     # Outside the handler: the exception holds the frames, and those the tensors, of the failed attempt.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     num_residues = sum(len(part.sequences[i]) for i in batch)
     if len(batch) == 1:
         raise UserError(

@@ -23,7 +23,7 @@ from plmsae.artifacts.atomic import write_text
 from plmsae.artifacts.http import Limits, RangeRefusedError, check_url, content_length, opened, pieces, retrying
 from plmsae.artifacts.http_errors import AskAgainError, shown
 from plmsae.artifacts.metalink import Listed, check
-from plmsae.errors import DataError, UserError
+from plmsae.errors import DataError, TryAgainError, UserError
 from plmsae.progress import Progress
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -67,9 +67,10 @@ def download(
         What the server said about the file, or None if `unless` holds.
 
     Raises:
-        UserError: The address is wrong, the server refuses, or the disk is too small.
+        UserError: The address is wrong, the server refuses, or the folder may not be written.
         DataError: The file is too large, not the one that `listed` means, or may have been cut.
-        TryAgainError: The server cannot be reached, stays busy or keeps breaking off; the next call goes on.
+        TryAgainError: The server cannot be reached, stays busy or keeps breaking off, or the disk is full; the next
+            call goes on.
     """
     limits = limits or web.DEFAULT
     check_url(url)
@@ -228,15 +229,15 @@ def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _disk_full(path, "what has arrived is kept") from error
         raise UserError(
             f"the download cannot be written ({error.strerror})", where=str(path.parent), fix="check the folder"
         ) from error
 
 
-def _disk_full(path: Path, detail: str) -> UserError:
-    return UserError(f"the disk is full: {detail}", where=str(path.parent), fix="free some space and run again")
+def _disk_full(path: Path, detail: str) -> TryAgainError:
+    return TryAgainError(f"the disk is full: {detail}", where=str(path.parent), fix="free some space and run again")
 
 
 def _too_large(url: str, size: int, limits: Limits) -> DataError:

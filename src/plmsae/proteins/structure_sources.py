@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from plmsae.artifacts.archive import is_archive, unpack
 from plmsae.proteins.alphafold import AlphaFold
 from plmsae.proteins.structure_folder import read_structures
 from plmsae.proteins.structure_tables import StructureWriter
 
 
 def write_structures(
-    output: Path, sequences: Mapping[str, str], *, folder: Path | None, alphafold: AlphaFold | None
+    output: Path, sequences: Mapping[str, str], *, files: Path | None, work: Path, alphafold: AlphaFold | None
 ) -> dict[str, int]:
     """Write what is known of the proteins' structures.
 
     Args:
         output: Folder of the tables.
         sequences: Accession -> whole sequence.
-        folder: Folder of PDB and mmCIF files, or None.
+        files: Folder or tar archive of PDB and mmCIF files, or None.
+        work: Where an archive is unpacked.
         alphafold: Client of AlphaFold DB, or None.
 
     Returns:
@@ -30,7 +32,8 @@ def write_structures(
         TryAgainError: AlphaFold DB cannot be reached.
     """
     with StructureWriter(output) as writer:
-        if folder is not None:
+        if files is not None:
+            folder = unpack(files, work) if is_archive(files) else files
             for placed in read_structures(folder, sequences):
                 writer.add(placed)
         if alphafold is not None:

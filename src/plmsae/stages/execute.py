@@ -209,7 +209,16 @@ def source_file(stage: Stage, params: Params, name: str, root: Path, state: Path
     value = str(getattr(params, name))
     if is_remote(value):
         pinned = getattr(params, f"{name}_sha256")
-        return fetch(value, state / "sources", sha256=pinned, where=where)
+        try:
+            return fetch(value, state / "sources", sha256=pinned, where=where)
+        except OSError as error:
+            if error.errno not in _DISK_IS_FULL:
+                raise
+            raise TryAgainError(
+                f"no room is left on the disk for '{value}'",
+                where=str(state / "sources"),
+                fix="free some, then run it again: it goes on where it stopped",
+            ) from error
     path = root / value
     if not (path.is_file() or (name in stage.optional_files and path.is_dir())):
         raise UserError(

@@ -98,7 +98,8 @@ class IngestParams(Params):
     structures: str | None = Field(
         None,
         min_length=1,
-        description="Folder of PDB and mmCIF files, mapped to the proteins and checked by sequence",
+        description="Folder (or tar archive: a path, s3://..., https://...) of PDB and mmCIF files, mapped to the "
+        "proteins and checked by sequence",
     )
     structures_sha256: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="Hex sha256 of `structures`; required with it"
@@ -267,7 +268,8 @@ def _ingest_proteins(context: StageContext, path: Path, release: str) -> StageRe
         found = write_structures(
             context.output,
             {protein.accession: protein.sequence for protein in proteins},
-            folder=context.sources.get("structures"),
+            files=context.sources.get("structures"),
+            work=context.checkpoints / "structures",
             alphafold=AlphaFold(
                 context.checkpoints.parents[_STATE_FOLDER] / "sources" / "alphafold",
                 base_url=params.alphafold_url,

@@ -209,6 +209,13 @@ class TrainSaeParams(Params):
     kernel: Literal["auto", "reference"] = Field(
         "auto", description="`auto` is the fastest step, `reference` the plain dense one of the papers."
     )
+    num_workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Threads that prepare batches ahead of the training, with the next pool of rows loaded meanwhile, "
+        "which takes its memory twice; the result does not depend on it.",
+    )
     cache_mib: int = Field(
         4096, ge=1, description="Disk, in MiB, for blocks of activations that lie in a bucket; at most so much is used."
     )
@@ -267,7 +274,7 @@ STAGE = Stage(
     inputs=(Input("activations", "activations", "extract_activations"),),
     kind="sae",
     run="plmsae.stages.train_sae:run",
-    code=("activations", "artifacts", "figures.py", "saes", "training"),
+    code=("activations", "artifacts", "figures.py", "plms", "saes", "training"),
     knobs=("architecture", "expansion_factor", "k", "tokens", "seed"),
     resources=Resources(cpu=4, memory_gib=8, gpu=1, retry="gpu", timeout_hours=24),
     resumable=True,
@@ -316,7 +323,8 @@ def run(context: StageContext) -> StageResult:
     with BlockCache(context.checkpoints / "blocks", params.cache_mib * 2**20) as cache:
 
         def reader(split: str) -> ActivationReader:
-            return ActivationReader(store, split, settings.batch_size, params.seed, cache=cache)
+            ahead = params.num_workers > 0 and split == "train"
+            return ActivationReader(store, split, settings.batch_size, params.seed, cache=cache, ahead=ahead)
 
         trained = train(
             config,
@@ -325,6 +333,7 @@ def run(context: StageContext) -> StageResult:
             Scaled(reader("valid"), scale),
             settings,
             context.checkpoints,
+            num_workers=params.num_workers,
         )
         sae = trained.sae.with_unit_atoms().folded(scale)
         latent_max_rows = measure_latent_max(sae, reader("train"), params.num_latent_max_rows)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from plmsae.errors import DataError
+from plmsae.errors import DataError, UserError
+from plmsae.plms.parallel import ordered_map
 
 
 class BatchSource(Protocol):
@@ -22,6 +23,10 @@ class BatchSource(Protocol):
 
     def batch(self, step: int) -> Tensor:
         """fp32 [B, d], a pure function of the step: rows step * B and on of an endless stream of epochs."""
+        ...
+
+    def state(self) -> Mapping[str, int]:
+        """What else the rows of a batch depend on, for checkpoints: processes that share them (`world_size`), ..."""
         ...
 
 
@@ -42,6 +47,10 @@ class Scaled:
         """Rows in all."""
         return self.source.num_rows
 
+    def state(self) -> Mapping[str, int]:
+        """See `BatchSource`."""
+        return self.source.state()
+
     def batch(self, step: int) -> Tensor:
         """See `BatchSource`; refuses NaN and infinity, which would spread to every weight within a step.
 
@@ -60,15 +69,50 @@ class Scaled:
 
 
 class StepStream(IterableDataset[Tensor]):
-    """The batches of steps first..last-1, in order, for a loop that wants a data set."""
+    """The batches of steps first..last-1, in order, for a loop that wants a data set.
 
-    def __init__(self, source: BatchSource, first: int, last: int) -> None:
+    Args:
+        source: Where they come from; with workers it is asked from their threads.
+        first: First step.
+        last: Step before which it ends.
+        num_workers: Threads that make batches ahead, at most 2 * num_workers + 1 of them; 0 makes each when it is
+            wanted. Threads and not processes: they share the memory of one reader, and the order is the same.
+    """
+
+    def __init__(self, source: BatchSource, first: int, last: int, num_workers: int = 0) -> None:
         super().__init__()
-        self.source, self.first, self.last = source, first, last
+        self.source, self.first, self.last, self.num_workers = source, first, last, num_workers
 
     def __iter__(self) -> Iterator[Tensor]:
-        for step in range(self.first, self.last):
-            yield self.source.batch(step)
+        steps = range(self.first, self.last)
+        if not self.num_workers:
+            return map(self.source.batch, steps)
+        return ordered_map(self.source.batch, steps, self.num_workers)
+
+
+def check_state(saved: Mapping[str, int], now: Mapping[str, int], where: str) -> None:
+    """Refuse to go on with other batches than those that a training began with.
+
+    Args:
+        saved: `BatchSource.state` in the checkpoint.
+        now: That of the source.
+        where: The checkpoints, for the message.
+
+    Raises:
+        UserError: Names what differs, on both sides.
+    """
+    changed = [
+        f"{name.replace('_', ' ')} was {saved.get(name, 'not known')} and is {now.get(name, 'not known')}"
+        for name in sorted({*saved, *now})
+        if saved.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"the training cannot go on with other batches than it began with: {'; '.join(changed)}",
+            where=where,
+            fix="start it with the same number of processes and the same activations, or delete its checkpoints to "
+            "begin again",
+        )
 
 
 def rows(source: BatchSource, num_rows: int, first_step: int = 0) -> Iterator[Tensor]:

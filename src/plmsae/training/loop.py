@@ -22,7 +22,7 @@ from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary
 from plmsae.training.center import starting_center
 from plmsae.training.checkpoint import latest_checkpoint, latest_step, save_checkpoint
-from plmsae.training.data import BatchSource, StepStream, rows
+from plmsae.training.data import BatchSource, StepStream, check_state, rows
 from plmsae.training.metrics import ReconstructionMetrics
 from plmsae.training.module import SaeModule
 from plmsae.training.resampling import resample
@@ -83,7 +83,8 @@ class _Run:
             shown = {name: row[name] for name in ("fvu", "l0", "dead_fraction") if row}
             self.progress.update(settings.batch_size, **shown)
         if save:
-            save_checkpoint(self.checkpoints, module.checkpoint({"curves": self.curves, "variance": self.variance}))
+            info = {"curves": self.curves, "variance": self.variance, "source": dict(self.source.state())}
+            save_checkpoint(self.checkpoints, module.checkpoint(info))
 
     def _resample(self, module: SaeModule) -> None:
         dead = module.dead.nonzero().flatten()
@@ -134,6 +135,8 @@ def train(
     valid: BatchSource,
     settings: TrainingSettings,
     checkpoints: Path,
+    *,
+    num_workers: int = 0,
 ) -> Trained:
     """Train an SAE, or finish the training that `checkpoints` holds the start of.
 
@@ -144,9 +147,11 @@ def train(
         valid: Held-out rows, scaled alike.
         settings: How to train.
         checkpoints: Folder for checkpoints of exactly this training.
+        num_workers: Threads that make batches ahead; see `StepStream`.
 
     Raises:
-        UserError: The normaliser works per token.
+        UserError: The normaliser works per token, or the checkpoint is of a training that got other batches, e.g. among
+            another number of processes.
         DataError: Rows that are not finite or do not vary; a training that diverged. The message names the last
             good checkpoint.
     """
@@ -163,6 +168,7 @@ def train(
     if checkpoint is None:
         variance = _initialise(sae, source, settings)
     else:
+        check_state(checkpoint.info["source"], source.state(), str(checkpoints))
         variance = float(checkpoint.info["variance"])
     run = _Run(settings, source, valid, variance, checkpoints)
     module = SaeModule(sae.to(settings.device), settings, run.after_step)
@@ -174,7 +180,8 @@ def train(
         total = settings.num_steps * settings.batch_size
         with Progress("train_sae", total, "tokens", done=module.num_tokens_done) as progress:
             run.progress = progress
-            _fit(module, StepStream(source, module.num_steps_done, settings.num_steps), settings, checkpoints)
+            stream = StepStream(source, module.num_steps_done, settings.num_steps, num_workers)
+            _fit(module, stream, settings, checkpoints)
     dead = float(module.dead.double().mean())
     return Trained(module.sae.cpu().requires_grad_(False), run.curves, dead)
 
