@@ -67,7 +67,7 @@ def test_pull_then_verify_then_damage(registered: Path, capsys: pytest.CaptureFi
 
 def test_verify_walks_all_outputs_and_reads_a_bare_sae(registered: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "outputs"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert len(capsys.readouterr().out.splitlines()) == 7
     assert main(["verify", "outputs/train_sae/sae"]) == 0
     assert "bare SAE folder" in capsys.readouterr().out
     weights = registered / "outputs" / "train_sae" / "sae" / "sae.safetensors"
