@@ -47,7 +47,7 @@ def test_extraction_by_hand() -> None:
     # 8 a file.
     assert (found["parts"], found["blocks"], found["chunks"]) == (3, 13, 3)
     assert found["bytes"] == 800 * 20 + 13 * 24 + 3 * 8
-    assert found["bytes_by_dtype"] == {"bfloat16": 16_000, "float16": 16_000, "float32": 32_000}
+    assert found["bytes_by_dtype"] == {"bfloat16": 16_000, "float16": 16_000, "float32": 32_000, "int8": 11_200}
     assert found["seconds"] == {"floor": pytest.approx(5.6), "assumed": pytest.approx(11.2)}
     assert found["device_hours"]["floor"] == pytest.approx(5.6 / 3600)
     assert found["write_rate"]["floor"] == pytest.approx(found["bytes"] / 5.6)
