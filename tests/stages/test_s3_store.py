@@ -69,6 +69,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ingest.mkdir(parents=True)
     pd.DataFrame(
         {
+            "offset": 0,
             "accession": [f"P{i:05d}" for i in range(50)],
             "sequence": ["".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), n)) for n in lengths],
             "length": lengths,
