@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def measure(folder: Path, rows: Tensor, num_shards: int, batch: int, rounds: int) -> None:
-    shards = rows.split(-(-len(rows) // num_shards))
+    shards = rows.tensor_split(num_shards)
     store = write_store(folder / "ours", shards, None)
     write_pt(folder / "pt", shards)
     write_rows(folder / "rows", rows, len(shards[0]))

@@ -116,3 +116,10 @@ def test_other_sequences_or_another_model_are_refused(plm, sequences, store, tmp
     metadata = read_metadata(store).model_copy(update={"layer": 9})
     with pytest.raises(UserError, match="has no layer 9"):
         LiveReader(plm, sequences, "train", metadata, BATCH, 3)
+
+
+def test_a_closed_reader_computes_nothing_more(plm, sequences, store) -> None:
+    with live(plm, sequences, store, 200, ahead=True) as reader:
+        reader.batch(0)
+    with pytest.raises(UserError, match="closed"):
+        reader.batch(10**4)

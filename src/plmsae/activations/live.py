@@ -6,8 +6,9 @@ and permutes the rows of each group. A resume computes the group again in which 
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +20,21 @@ from plmsae.activations.metadata import StoreMetadata
 from plmsae.activations.pools import Key
 from plmsae.activations.reader import DEFAULT_POOL_ROWS
 from plmsae.activations.shuffle import ShuffledRows
+from plmsae.artifacts.checksums import sha256_bytes
 from plmsae.errors import DataError, UserError
+from plmsae.plms import load_plm
 from plmsae.plms.base import ProteinLM
 from plmsae.plms.batching import length_sorted_batches
+from plmsae.plms.checkpoint import Precision
 from plmsae.plms.parallel import ordered_map
 
 TOKENS_PER_BATCH = 4096
+_COLUMNS = ["accession", "sequence", "split"]
 
 
 class LiveReader(ShuffledRows):
-    """Batches of the hidden states of one split of a table of sequences, rounded as a store would round them.
+    """Batches of the hidden states of one split of a table of sequences, in the type that the rows of a store
+    have in memory; leaving its `with` block stops what is computed ahead.
 
     Args:
         plm: The model.
@@ -71,11 +77,21 @@ class LiveReader(ShuffledRows):
         if table.empty:
             raise DataError(f"no sequences in split '{split}'", fix="ingest more sequences")
         self._names, self._sequences = table["accession"].tolist(), table["sequence"].tolist()
+        self._sha256 = sha256_bytes("\n".join(self._sequences).encode())
         self._lengths = table["sequence"].str.len().to_numpy().astype(np.int64)
         self._num_groups = -(-self.num_rows // pool_rows)
         self._order_of = lru_cache(maxsize=2)(self._order)
         buffer = (min(self.num_rows, pool_rows + int(self._lengths.max())), plm.d_model)
+        self._closed = False
         super().__init__(batch_size, seed, buffer, like.torch_dtype, ahead=ahead)
+
+    def __enter__(self) -> LiveReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closed = True  # a pool that is on its way would keep the process busy for minutes
 
     @property
     def num_rows(self) -> int:
@@ -84,8 +100,7 @@ class LiveReader(ShuffledRows):
 
     def state(self) -> dict[str, int]:
         """See `ShuffledRows`; the table is a file that may change between two runs."""
-        digest = hashlib.sha256("\n".join(self._sequences).encode()).hexdigest()
-        return {**super().state(), "sequences_sha256": int(digest[:12], 16)}
+        return {**super().state(), "sequences": int(self._sha256[:12], 16)}
 
     def _order(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The proteins in the order of an epoch, and for each the group it is dealt to."""
@@ -112,6 +127,35 @@ class LiveReader(ShuffledRows):
         stop = 0
         with torch.no_grad():
             for hidden in ordered_map(embed, length_sorted_batches(lengths, TOKENS_PER_BATCH), self.threads):
+                if self._closed:
+                    raise UserError("the reader is closed")
                 rows[stop : stop + len(hidden)] = hidden
                 stop += len(hidden)
         return stop
+
+
+def load(file: Path, like: StoreMetadata, root: Path, device: str) -> tuple[ProteinLM, pd.DataFrame]:
+    """What `LiveReader` takes: the model of a store, and a table of sequences.
+
+    Args:
+        file: A `sequences.parquet` of `ingest`.
+        like: The store.
+        root: Folder that the name of a model starts from, if it is a relative path.
+        device: Where the model runs.
+
+    Raises:
+        UserError: The model is not to be had or of another revision.
+        DataError: It is not such a table.
+        TryAgainError: A server cannot be reached.
+    """
+    try:
+        sequences = pd.read_parquet(file, columns=_COLUMNS)
+    except (OSError, ValueError, KeyError) as error:
+        columns = ", ".join(_COLUMNS)
+        raise DataError(
+            f"'{file}' is not a table of proteins with the columns {columns}",
+            where="train_sae.sequences",
+            fix="name the sequences.parquet of `ingest`",
+        ) from error
+    precision: Precision = "bfloat16" if like.precision == "bfloat16" else "float32"
+    return load_plm(like.plm, like.plm_revision, root=root, precision=precision, device=device), sequences
