@@ -175,7 +175,7 @@ def test_compressed_chunks_are_refused(store):
         ({"schema_version": 2}, "newer than this plmsae reads"),
         ({"normaliser": {"kind": "rms", "scale": 0}}, "not valid"),
         ({"normaliser": {"kind": "rms", "scale": float("nan")}}, "not valid"),
-        ({"dtype": "int8"}, "not valid"),
+        ({"dtype": "int4"}, "not valid"),
         ({"unknown": 1}, "not valid"),
     ],
 )

@@ -125,7 +125,8 @@ def test_memory_is_bounded_by_the_pool(tmp_path, ahead):
     for step in range(4 * 65_536 // 512):
         reader.batch(step, out)
         grown = max(grown, resident_bytes() - before)
-    assert pool_bytes < grown < (1 + ahead) * pool_bytes + 8 * 2**20
+    assert sum(pool.rows.nbytes for pool in reader._pools._pools) == (1 + ahead) * pool_bytes
+    assert grown < (1 + ahead) * pool_bytes + 8 * 2**20
 
 
 def resident_bytes():

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from plmsae.activations import chunks, writer
+from plmsae.activations import rows as stored
+from plmsae.activations.metadata import DTYPES
 from plmsae.errors import UserError
 from plmsae.planning import formulas as f
 from plmsae.planning.models import Transformer, known_names, transformer
@@ -174,6 +176,8 @@ def test_a_place_that_does_not_exist_is_refused(layer: int, hook: str, fix: str)
 def test_constants_are_those_of_the_store() -> None:
     assert f.CHUNK_BYTES == writer.CHUNK_BYTES
     assert f.BLOCK_HEADER_BYTES == chunks._HEADER
+    assert f.SCALE_BYTES == stored.SCALE_BYTES
+    assert set(f.VALUE_BYTES) == set(DTYPES)
 
 
 @pytest.mark.parametrize("dtype", sorted(f.VALUE_BYTES))
@@ -186,7 +190,7 @@ def test_a_written_store_has_the_size_that_was_planned(
     size, parts, blocks, files = f.store_size(rows, 24, dtype, block_rows=block_rows, part_rows=part_rows)
     written = []
     for part in range(parts):
-        values = torch.zeros(rows // parts, 24, dtype=getattr(torch, dtype))
+        values = stored.encode(torch.zeros(rows // parts, 24), getattr(torch, dtype))
         index = writer.write_chunks(tmp_path / str(part), values, torch.arange(len(values)), block_rows)
         written += [(chunk["chunk_size"], chunk["chunk_bytes"]) for chunk in index["chunks"]]
     on_disk = [path.stat().st_size for path in tmp_path.rglob("*.bin")]

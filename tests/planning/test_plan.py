@@ -47,12 +47,12 @@ def test_extraction_by_hand() -> None:
     # 8 a file.
     assert (found["parts"], found["blocks"], found["chunks"]) == (3, 13, 3)
     assert found["bytes"] == 800 * 20 + 13 * 24 + 3 * 8
-    assert found["bytes_by_dtype"] == {"bfloat16": 16_000, "float16": 16_000, "float32": 32_000}
+    assert found["bytes_by_dtype"] == {"bfloat16": 16_000, "float16": 16_000, "float32": 32_000, "int8": 11_200}
     assert found["seconds"] == {"floor": pytest.approx(5.6), "assumed": pytest.approx(11.2)}
     assert found["device_hours"]["floor"] == pytest.approx(5.6 / 3600)
     assert found["write_rate"]["floor"] == pytest.approx(found["bytes"] / 5.6)
     # Weights: 33 x 10 + 4 blocks of (4 x 100 + 40) + (800 + 50) + 40, and 20 + 9 + 110 + 20 + 33 around them.
-    assert found["memory"] == {"plm_parameters": 5842, "weights": 11_684, "batch": 128 * 60 * 2, "pool": 400 * 20}
+    assert found["memory"] == {"plm_parameters": 5842, "weights": 11_684, "batch": 128 * 60 * 2, "pool": 800 * 20}
 
 
 def test_training_by_hand() -> None:
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_said() -> None:
     assert said[0].startswith("the working folder has 10 kB free, the run writes 23.4 kB")
     assert said[1].startswith("extract_activations needs 27 kB of memory")
     assert said[2].startswith("train_sae needs 83 kB of memory")
-    assert said[3].startswith("shuffling 400 rows for 1 stores needs 8 kB of memory, this machine has 1 kB")
+    assert said[3].startswith("shuffling 400 rows for 1 stores needs 16 kB of memory, this machine has 1 kB")
     assert len(said) == 4
 
 

@@ -121,7 +121,7 @@ def test_what_a_user_gets_wrong(root, changes, words):
         ({"layr": 3}, "did you mean 'layer'"),
         ({"layer": "3"}, "extract_activations.layer"),
         ({"layer": -1}, "extract_activations.layer"),
-        ({"dtype": "int8"}, "extract_activations.dtype"),
+        ({"dtype": "int4"}, "extract_activations.dtype"),
         ({"non_finite": "zero"}, "extract_activations.non_finite"),
         ({"block_rows": 0}, "extract_activations.block_rows"),
         ({"threads": 0}, "extract_activations.threads"),

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from plmsae.activations.extract import extract
 from plmsae.activations.metadata import Normaliser, StoreMetadata, read_metadata, write_metadata
 from plmsae.activations.places import write_stores
+from plmsae.activations.plan import Settings
 from plmsae.activations.writer import write_chunks, write_index
 from plmsae.artifacts.manifest import Manifest, list_files, manifest_sha256, write_manifest
 from plmsae.errors import DataError, UserError
 from plmsae.params import validate
+from plmsae.plms import load_plm
 from plmsae.saes import load_folder
 from plmsae.stages.execute import execute
 from plmsae.stages.train_sae import STAGE, TrainSaeParams
+from tests.activations.conftest import write_model
 from tests.training.streams import activations
 
 SCALE = 40.0
@@ -351,3 +358,64 @@ def test_activations_with_nan_leave_nothing_behind(raw: tuple[Tensor, Tensor], t
     with pytest.raises(DataError, match="1 of 256 activation rows hold NaN"):
         run(tmp_path / "run", bad)
     assert not (tmp_path / "run" / "outputs").exists()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a small model, a table of sequences and their store."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_model(root / "lm")
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(20, 120, 60)
+    table = pd.DataFrame(
+        {
+            "accession": [f"P{i:05d}" for i in range(60)],
+            "sequence": ["".join(generator.choice(list("ACDEFGHIKLMNPQRSTVWY"), n)) for n in lengths],
+            "split": ["train"] * 48 + ["valid"] * 12,
+        }
+    )
+    table.to_parquet(root / "sequences.parquet")
+    settings = Settings(layer=1, block_rows=64, shuffle_pool_rows=1000)
+    plm = load_plm(str(root / "lm"))
+    extract(plm, table, root / "store", root / "parts", settings, sequences_sha256="0" * 64)
+    described = Manifest(
+        stage="extract_activations",
+        kind="activations",
+        params={},
+        inputs={},
+        source_files={},
+        environment={},
+        files=list_files(root / "store"),
+    )
+    write_manifest(root / "store", described)
+    return root
+
+
+def test_on_the_fly_reaches_the_fvu_of_the_stored_rows(tiny: Path, tmp_path: Path) -> None:
+    file = tiny / "sequences.parquet"
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    changes = {"expansion_factor": 8, "k": 4, "num_valid_rows": 10_000}
+    found = []
+    for name, more in (
+        ("stored", {}),
+        ("live", {"sequences": str(file), "sequences_sha256": sha256, "num_workers": 1}),
+    ):
+        output = run(tmp_path / name, tiny / "store", **changes, **more)
+        found.append((json.loads((output / "metrics.json").read_text()), load_folder(output / "sae").config.training))
+    (stored, _), (live, record) = found
+    assert live["fvu"] == pytest.approx(stored["fvu"], rel=0.05)
+    assert live["fvu"] != stored["fvu"]  # another order
+    assert live["training_epochs"] == stored["training_epochs"]
+    assert record["train_sequences_sha256"] == sha256
+
+
+def test_sequences_that_cannot_be_used(tiny: Path, tmp_path: Path) -> None:
+    file = tiny / "store" / "store.json"
+    with pytest.raises(UserError, match="does not say which bytes"):
+        run(tmp_path, tiny / "store", sequences=str(file), k=4)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match="is not a table of proteins with the columns") as caught:
+        run(tmp_path, tiny / "store", sequences=str(file), sequences_sha256=sha256, k=4)
+    assert caught.value.where == "train_sae.sequences"
+    with pytest.raises(UserError, match="does not exist"):
+        run(tmp_path, tiny / "store", sequences="nothing", sequences_sha256=sha256, k=4)

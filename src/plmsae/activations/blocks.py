@@ -14,10 +14,12 @@ from plmsae.activations.cache import BlockCache
 from plmsae.activations.chunks import FIX, Block, Chunks, LocalChunks, missing, read_block_table
 from plmsae.activations.metadata import StoreMetadata, read_metadata
 from plmsae.activations.remote import RemoteChunks
+from plmsae.activations.rows import decode
 from plmsae.artifacts.s3 import S3Uri
 from plmsae.errors import DataError, UserError, did_you_mean
 
 INDEX = "index.json"
+DECODE_ROWS = 4096
 WINDOW_BYTES = 64 * 2**20  # read at once where all rows pass by
 
 
@@ -69,12 +71,22 @@ class BlockStore:
         return self.metadata.d_model
 
     def read(self, blocks: Sequence[Block], out: Tensor) -> None:
-        """Read blocks, one after the other, into `out` [sum of their rows, d_model] of the stored type.
+        """Read blocks, one after the other, into `out` [sum of their rows, d_model] of type `metadata.torch_dtype`.
 
         Raises:
             DataError: A chunk is missing or corrupted; the message names it.
             TryAgainError: The bucket cannot be reached.
         """
+        if self.metadata.dtype == "int8":
+            stored = torch.empty(len(out), self.metadata.width, dtype=torch.int8)
+            self._read(blocks, stored)
+            for start in range(0, len(out), DECODE_ROWS):
+                out[start : start + DECODE_ROWS] = decode(stored[start : start + DECODE_ROWS])
+        else:
+            self._read(blocks, out)
+
+    def _read(self, blocks: Sequence[Block], out: Tensor) -> None:
+        """Read blocks as they are stored."""
         view = memoryview(out.view(torch.uint8).numpy().reshape(-1).data)
         work, start = [], 0
         for block in blocks:
@@ -88,7 +100,7 @@ class BlockStore:
         self._chunks.prefetch(blocks)
 
     def stream(self) -> Iterator[tuple[Block, Tensor]]:
-        """All blocks once, in stored order, with their values [num_rows, d_model] of the stored type."""
+        """All blocks once, in stored order, with their values [num_rows, d_model] of type `metadata.torch_dtype`."""
         start = 0
         while start < len(self.blocks):
             stop, num_rows = start, 0
@@ -112,13 +124,13 @@ class BlockStore:
 
     @property
     def _row_bytes(self) -> int:
-        return self.d_model * self.metadata.torch_dtype.itemsize
+        return self.metadata.width * self.metadata.stored_dtype.itemsize
 
     def _read_chunk(self, name: str, num_bytes: int, num_blocks: int) -> list[Block]:
         file = self.folder / name
         if Path(name).name != name:
             raise missing(name, str(file))
-        return read_block_table(file, num_bytes, num_blocks, self.metadata.torch_dtype, self.d_model)
+        return read_block_table(file, num_bytes, num_blocks, self.metadata.stored_dtype, self.metadata.width)
 
 
 def _read_index(folder: Path) -> list[tuple[str, int, int]]:

@@ -21,7 +21,7 @@ from plmsae.errors import DataError
 
 FIX = "restore it with `dvc checkout`, or extract again: dvc repro --force extract_activations"
 _HEADER = 20
-_TYPE_CODES = {torch.bfloat16: (10,), torch.float16: (8, 9), torch.float32: (0, 1)}
+_TYPE_CODES = {torch.bfloat16: (10,), torch.float16: (8, 9), torch.float32: (0, 1), torch.int8: (12,)}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _read_at(file: str, offset: int, out: memoryview) -> int:
         os.close(descriptor)
 
 
-def read_block_table(file: Path, num_bytes: int, num_blocks: int, dtype: torch.dtype, d_model: int) -> list[Block]:
+def read_block_table(file: Path, num_bytes: int, num_blocks: int, dtype: torch.dtype, width: int) -> list[Block]:
     """The blocks of a chunk file, from the table and the headers in it.
 
     Args:
@@ -102,7 +102,7 @@ def read_block_table(file: Path, num_bytes: int, num_blocks: int, dtype: torch.d
         num_bytes: Its size according to the index.
         num_blocks: Its number of blocks according to the index.
         dtype: Type of the values.
-        d_model: Row width.
+        width: Values of a row.
 
     Raises:
         DataError: The file is missing or is not such a chunk; the message names it.
@@ -123,12 +123,12 @@ def read_block_table(file: Path, num_bytes: int, num_blocks: int, dtype: torch.d
             if len(header) < _HEADER:
                 raise corrupted(name, where, "has a broken block header")
             size = struct.unpack("<I", header[:4])[0]
-            code, rank, num_rows, width = struct.unpack(">IIII", header[4:])
+            code, rank, num_rows, num_columns = struct.unpack(">IIII", header[4:])
             num_values = (stop - start - _HEADER) // dtype.itemsize
             if size != stop - start - 4 or code not in _TYPE_CODES[dtype] or rank != 2:
                 raise corrupted(name, where, "has a broken block header")
-            if width != d_model or num_rows * width != num_values:
-                raise corrupted(name, where, f"holds a block of shape [{num_rows}, {width}], not [rows, {d_model}]")
+            if num_columns != width or num_rows * num_columns != num_values:
+                raise corrupted(name, where, f"holds a block of shape [{num_rows}, {num_columns}], not [rows, {width}]")
             blocks.append(Block(name, start + _HEADER, num_rows))
     return blocks
 

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from plmsae.activations.metadata import DTYPES
+from plmsae.activations.metadata import DTYPES, stored_width
 from plmsae.activations.non_finite import NonFinite, find_non_finite, refusal
 from plmsae.activations.plan import Part, Settings
+from plmsae.activations.rows import decode, encode
 from plmsae.activations.statistics import RowStatistics
 from plmsae.errors import UserError
 from plmsae.plms.base import Place, ProteinLM
@@ -30,7 +31,7 @@ class Embedded:
     """A part at one place.
 
     Attributes:
-        rows: [n, d_model] in the stored type, the longest proteins first.
+        rows: [n, width] in the stored form, the longest proteins first.
         statistics: Their statistics.
         masked: What was left out as not finite.
     """
@@ -66,7 +67,8 @@ def embed_part(
     lengths = np.array([len(sequence) for sequence in part.sequences])
     batches = length_sorted_batches(lengths, common.max_tokens_per_batch)
     stops = np.cumsum([lengths[batch].sum() for batch in batches])
-    all_rows = [torch.empty(part.num_rows, plm.d_model, dtype=DTYPES[common.dtype]) for _ in settings]
+    shape = (part.num_rows, stored_width(plm.d_model, common.dtype))
+    all_rows = [torch.empty(shape, dtype=DTYPES[common.dtype]) for _ in settings]
     kept = [torch.ones(part.num_rows, dtype=torch.bool) for _ in settings]
 
     def embed(work: tuple[Batch, int]) -> tuple[int, list[tuple[RowStatistics, list[NonFinite]]]]:
@@ -75,9 +77,9 @@ def embed_part(
         hiddens = _hidden(plm, part, batch, places)
         size = len(hiddens[0])
         for one, hidden, rows, keep in zip(settings, hiddens, all_rows, kept, strict=True):
-            stored = hidden.to(rows.dtype)
+            rows[stop - size : stop] = encode(hidden, rows.dtype)
+            stored = decode(rows[stop - size : stop])
             finite = torch.isfinite(stored).all(dim=1)
-            rows[stop - size : stop] = stored
             found: list[NonFinite] = []
             if not bool(finite.all()):
                 accessions, offsets = [part.accessions[i] for i in batch], [part.offsets[i] for i in batch]

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from plmsae.activations.block_table import write_table
 from plmsae.activations.chunks import Block
 from plmsae.activations.embed import Embedded, embed_part
-from plmsae.activations.metadata import DTYPES, Normaliser, StoreMetadata, write_metadata
+from plmsae.activations.metadata import DTYPES, Normaliser, StoreMetadata, stored_width, write_metadata
 from plmsae.activations.non_finite import NonFinite, write_masked
 from plmsae.activations.parts import PartStore
 from plmsae.activations.places import SHARE, folder_name, store_folders, write_stores
@@ -89,7 +89,7 @@ def extract(
     everywhere = [settings, *(settings.at(place) for place in also)]
     for one in everywhere:
         plm.check_hook(one.layer, one.hook)
-    block_bytes = settings.block_rows * plm.d_model * DTYPES[settings.dtype].itemsize
+    block_bytes = settings.block_rows * stored_width(plm.d_model, settings.dtype) * DTYPES[settings.dtype].itemsize
     if block_bytes > MAX_BLOCK_BYTES:
         raise UserError(
             f"a block of {settings.block_rows} rows would take {block_bytes / 2**30:.1f} GiB: too much for a chunk",

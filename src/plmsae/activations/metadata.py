@@ -9,13 +9,24 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from plmsae.activations.rows import SCALE_BYTES
 from plmsae.artifacts.atomic import write_text
 from plmsae.errors import DataError
 
 METADATA = "store.json"
 SCHEMA_VERSION = 1
-StoreDtype = Literal["bfloat16", "float16", "float32"]
-DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+StoreDtype = Literal["bfloat16", "float16", "float32", "int8"]
+DTYPES: dict[str, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "int8": torch.int8,
+}
+
+
+def stored_width(d_model: int, dtype: str) -> int:
+    """Values of a stored row: int8 has its scale behind it."""
+    return d_model + (SCALE_BYTES if dtype == "int8" else 0)
 
 
 class Normaliser(BaseModel):
@@ -38,7 +49,7 @@ class StoreMetadata(BaseModel):
         plm_revision: Its exact revision.
         layer: Layer index as in `plms.base.ProteinLM`.
         hook: Name of the hook.
-        dtype: Stored type; bfloat16 and float16 values are exact in fp32.
+        dtype: Stored type, see `rows`; what is stored is exact in fp32.
         d_model: Row width.
         block_rows: Rows of a block; the last block of each chunk group may be shorter.
         num_tokens: Split -> number of rows (residues).
@@ -68,8 +79,18 @@ class StoreMetadata(BaseModel):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The stored type as torch names it."""
+        """Type of the rows in memory: the stored one, or fp32 where int8 is stored."""
+        return torch.float32 if self.dtype == "int8" else self.stored_dtype
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Type of what is stored."""
         return DTYPES[self.dtype]
+
+    @property
+    def width(self) -> int:
+        """Values of a stored row, see `rows`."""
+        return stored_width(self.d_model, self.dtype)
 
 
 def write_metadata(folder: Path, metadata: StoreMetadata) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from plmsae.activations.block_table import hash_blocks
 from plmsae.activations.chunks import Block, read_block_table
 from plmsae.activations.embed import Embedded
-from plmsae.activations.metadata import DTYPES
+from plmsae.activations.metadata import DTYPES, stored_width
 from plmsae.activations.non_finite import NonFinite
 from plmsae.activations.plan import Part, Settings
 from plmsae.activations.statistics import RowStatistics
@@ -162,12 +162,12 @@ class PartStore:
 
     def _hash_blocks(self, folder: Path, index: Mapping[str, Any]) -> list[tuple[str, int, int, str]]:
         """Chunk, offset, rows and sha256 of every block of the part."""
-        dtype, d_model = DTYPES[self.settings.dtype], self.plm.d_model
+        dtype, width = DTYPES[self.settings.dtype], stored_width(self.plm.d_model, self.settings.dtype)
         hashed = []
         for chunk in index["chunks"]:
             file = folder / chunk["filename"]
-            blocks = read_block_table(file, chunk["chunk_bytes"], chunk["chunk_size"], dtype, d_model)
-            hashed += hash_blocks(file, blocks, d_model * dtype.itemsize)
+            blocks = read_block_table(file, chunk["chunk_bytes"], chunk["chunk_size"], dtype, width)
+            hashed += hash_blocks(file, blocks, width * dtype.itemsize)
         return [(block.chunk, block.offset, block.num_rows, block.sha256) for block in hashed]
 
     def _record(self, part: Part) -> Mapping[str, Any]:

@@ -48,7 +48,7 @@ class RowStatistics:
 
         Args:
             rows: fp32 [n, d], as the model gave them.
-            stored: The same in the stored type; the statistics are of these.
+            stored: The same as they are read back; the statistics are of these.
         """
         values = stored.double()
         self.rounding += (rows - values).square_().sum()

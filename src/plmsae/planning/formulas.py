@@ -110,12 +110,13 @@ def forward_memory(plm: Transformer, batch_tokens: int, value_bytes: int) -> int
 # Of plmsae.activations.writer and .chunks; a test compares them and a store that is really written.
 CHUNK_BYTES = 64 * 2**20
 BLOCK_HEADER_BYTES = 20
-VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+SCALE_BYTES = 4  # of a row in int8
 
 
 def row_bytes(d_model: int, dtype: str) -> int:
     """Bytes of one stored row."""
-    return d_model * VALUE_BYTES[dtype]
+    return d_model * VALUE_BYTES[dtype] + (SCALE_BYTES if dtype == "int8" else 0)
 
 
 def store_size(

@@ -80,7 +80,7 @@ def extraction(request: Request) -> Estimate:
             "plm_parameters": f.plm_parameters(plm),
             "weights": f.plm_parameters(plm) * value_bytes,
             "batch": f.forward_memory(plm, storing.batch_tokens, value_bytes),
-            "pool": min(storing.part_rows, rows) * f.row_bytes(plm.d_model, storing.dtype) * stores,
+            "pool": min(2 * storing.part_rows, rows) * f.row_bytes(plm.d_model, storing.dtype) * stores,
         },
         "write_rate": {key: store_bytes * stores / time["seconds"][key] for key in ("floor", "assumed")}
         if flops

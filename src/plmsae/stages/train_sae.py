@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -209,12 +209,15 @@ class TrainSaeParams(Params):
     kernel: Literal["auto", "reference"] = Field(
         "auto", description="`auto` is the fastest step, `reference` the plain dense one of the papers."
     )
+    sequences: str | None = Field(
+        None,
+        min_length=1,
+        description="A sequences.parquet of ingest (path, s3://, https://): its train proteins go through the PLM "
+        "while the SAE trains, in place of the stored rows. The store, perhaps of a sample, gives all the rest.",
+    )
+    sequences_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Hex sha256 that it must have.")
     num_workers: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="Threads that prepare batches ahead of the training, with the next pool of rows loaded meanwhile, "
-        "which takes its memory twice; the result does not depend on it.",
+        0, ge=0, le=64, description="Threads that prepare batches ahead, from a second pool; the result is the same."
     )
     cache_mib: int = Field(
         4096, ge=1, description="Disk, in MiB, for blocks of activations that lie in a bucket; at most so much is used."
@@ -275,6 +278,7 @@ STAGE = Stage(
     kind="sae",
     run="plmsae.stages.train_sae:run",
     code=("activations", "artifacts", "figures.py", "plms", "saes", "training"),
+    optional_files=("sequences",),
     knobs=("architecture", "expansion_factor", "k", "tokens", "seed"),
     resources=Resources(cpu=4, memory_gib=8, gpu=1, retry="gpu", timeout_hours=24),
     resumable=True,
@@ -301,6 +305,7 @@ def run(context: StageContext) -> StageResult:
     import torch
 
     from plmsae.activations.cache import BlockCache
+    from plmsae.activations.live import LiveReader, load
     from plmsae.activations.metadata import read_metadata
     from plmsae.activations.places import chosen_store
     from plmsae.activations.reader import ActivationReader
@@ -310,6 +315,7 @@ def run(context: StageContext) -> StageResult:
     from plmsae.training.figures import draw_curves, draw_density
     from plmsae.training.loop import train
     from plmsae.training.resolution import resolve
+    from plmsae.training.tables import write_csv
 
     params: TrainSaeParams = context.params
     torch.set_num_threads(params.threads)
@@ -320,23 +326,31 @@ def run(context: StageContext) -> StageResult:
     logger.info("train_sae: %s", json.dumps(resolved.record | {"options": dict(config.options)}, sort_keys=True))
 
     scale = metadata.normaliser.scale
-    with BlockCache(context.checkpoints / "blocks", params.cache_mib * 2**20) as cache:
+    with BlockCache(context.checkpoints / "blocks", params.cache_mib * 2**20) as cache, ExitStack() as stack:
+        ahead = params.num_workers > 0
 
         def reader(split: str) -> ActivationReader:
-            ahead = params.num_workers > 0 and split == "train"
             return ActivationReader(store, split, settings.batch_size, params.seed, cache=cache, ahead=ahead)
 
+        source: ActivationReader | LiveReader
+        if params.sequences is None:
+            source = reader("train")
+        else:
+            plm, table = load(context.sources["sequences"], metadata, context.root, settings.device)
+            size, seed, threads = settings.batch_size, params.seed, params.threads
+            source = LiveReader(plm, table, "train", metadata, size, seed, threads=threads, ahead=ahead)
+            stack.enter_context(source)
         trained = train(
             config,
             params.kernel,
-            Scaled(reader("train"), scale),
+            Scaled(source, scale),
             Scaled(reader("valid"), scale),
             settings,
             context.checkpoints,
             num_workers=params.num_workers,
         )
         sae = trained.sae.with_unit_atoms().folded(scale)
-        latent_max_rows = measure_latent_max(sae, reader("train"), params.num_latent_max_rows)
+        latent_max_rows = measure_latent_max(sae, source, params.num_latent_max_rows)
         measured = held_out(sae, reader("valid"), params.num_test_rows)
     last = trained.curves[-1]
     metrics = {
@@ -345,22 +359,24 @@ def run(context: StageContext) -> StageResult:
         "train_fvu": last["fvu"],
         "train_dead_fraction": trained.dead_fraction,
         "training_tokens": resolved.record["tokens"],
-        "training_epochs": resolved.record["tokens"] / metadata.num_tokens["train"],
+        "training_epochs": resolved.record["tokens"] / source.num_rows,
     }
     record: dict[str, Any] = {
         **resolved.record,
-        "train_rows": metadata.num_tokens["train"],
+        "train_rows": source.num_rows,
         "latent_max_rows": latent_max_rows,
         "sequences_sha256": metadata.sequences_sha256,
         "activations_manifest_sha256": manifest_sha256(context.inputs["activations"]),
     }
+    if params.sequences is not None:
+        record["train_sequences_sha256"] = params.sequences_sha256
     if "penalty" in last:  # with a controller it is what the training ended with
         record["penalty"] = metrics["penalty"] = last["penalty"]
     export(sae, record, metrics, context.output / "sae")
     histogram = measured.density_histogram()
     num_silent = int((measured.counts == 0).sum())
-    _write_csv(context.output / "curves.csv", trained.curves)
-    _write_csv(
+    write_csv(context.output / "curves.csv", trained.curves)
+    write_csv(
         context.output / "density.csv", [{"log10_density": low, "num_latents": number} for low, number in histogram]
     )
     selects = params.architecture in _SELECTS_K
@@ -369,15 +385,6 @@ def run(context: StageContext) -> StageResult:
     draw_curves(trained.curves, wanted, extra, context.output / "figures" / "curves.png")
     draw_density(histogram, num_silent, measured.num_tokens, context.output / "figures" / "density.png")
     return StageResult(metrics=metrics, summary=_summary(resolved, metrics))
-
-
-def _write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    import csv
-
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
 
 
 def _summary(resolved: Resolved, metrics: Mapping[str, float]) -> str:
