@@ -36,7 +36,8 @@ def extract_activations(
         summary: One paragraph for people.
         manifest_sha256: Checksum that names the output; feeds the cache keys downstream.
         params: The other parameters of section `extract_activations`, one JSON object; "{}" takes the defaults.
-        plm: Protein language model: esm_small (bundled), a facebook/esm2_* name, or a checkpoint folder.
+        plm: Protein language model: esm_small (bundled), the name of an ESM-2, ESM C, ESMFold, ProtT5 or ProGen2 model,
+            or a checkpoint folder, local or s3:// (docs/how-to/plms.md).
         layer: 0 is the embedding, l the residual stream after block l, the last one after the final LayerNorm.
         store: s3://BUCKET/PREFIX to keep the activations in; null keeps them in the stage's output folder.
         seed: Seed of the shuffling.
