@@ -90,7 +90,7 @@ def test_interplm_8m_in_figures(capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, "--preset", "interplm-8m", "--device", "h100")
     extract, train = found["stages"]["extract_activations"], found["stages"]["train_sae"]
     assert (train["saes"], train["steps_per_sae"], train["latents"]) == (120, 500_000, 10_240)
-    assert train["flops_dense"] == 120 * 500_000 * 2048 * 12 * 320 * 10_240
+    assert train["flops_dense"] == 120 * 500_000 * 2048 * 10 * 320 * 10_240  # five products: relu's step
     assert extract["rows"] == pytest.approx(5_010_000 * 250, rel=1e-4)
     assert extract["bytes"] == pytest.approx(6 * 5_010_000 * 250 * 1280, rel=1e-4)
     assert extract["captures"] == [{"layer": layer, "hook": "residual"} for layer in range(1, 7)]

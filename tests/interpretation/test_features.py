@@ -125,7 +125,7 @@ def test_a_sequence_longer_than_the_plm_takes_is_refused(sae: SparseAutoencoder,
         ({"plm_revision": "sha256:other"}, "plm_revision sha256:other"),
         ({"plm": "esm_big"}, "plm esm_big"),
         ({"layer": 99}, "has no layer 99"),
-        ({"hook": "attention"}, "has no hook 'attention'"),
+        ({"hook": "head"}, "has no hook 'head'"),
         ({"normaliser": {"kind": "rms", "scale": 2.0, "folded": False}}, "divided by 2"),
     ],
 )

@@ -43,6 +43,9 @@ class Formula:
     def batch(self, step: int) -> Tensor:
         return theirs.batch(0 if self.one_batch else step)
 
+    def state(self) -> dict[str, int]:
+        return {"batch_size": theirs.B}
+
 
 @pytest.fixture(autouse=True)
 def double() -> Iterator[None]:
@@ -96,7 +99,7 @@ def start(run: Resolved, norm: float, checkpoints: Path) -> None:
         state |= {f"adam.{name}.{moment}": torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
         state[f"adam.{name}.step"] = torch.tensor(0.0, dtype=torch.float32)
     state |= {"tokens_since_fired": torch.zeros(theirs.N, dtype=torch.int64), "window": torch.zeros(5)}
-    save_checkpoint(checkpoints, Checkpoint(0, state, {"curves": [], "variance": 1.0}))
+    save_checkpoint(checkpoints, Checkpoint(0, state, {"curves": [], "variance": 1.0, "source": Formula().state()}))
 
 
 @every

@@ -144,9 +144,9 @@ def store_size(
 _VECTORS = {"gated": 3, "jump_relu": 2}
 _CALIBRATED = ("batch_topk", "matryoshka")  # one threshold is stored
 # Matrix products of B x d x n in a dense step. Six: encode, decode, the gradients of both matrices, of the latents and
-# of x - b_dec, which b_dec needs. Without b_dec before the encoder the last falls away; gated decodes twice and sends
-# that gradient back too.
-_PRODUCTS = {"jump_relu": 5, "l1_april": 5, "gated": 8}
+# of x - b_dec, which b_dec needs. The last falls away without b_dec before the encoder, and where the gradient is
+# summed over the batch first (`saes/affine.py`); gated decodes twice and sends that gradient back too.
+_PRODUCTS = {"relu": 5, "jump_relu": 5, "l1_april": 5, "gated": 7}
 # k latents per token, known before the decoder: these have a training step with sparse products.
 SPARSE = ("batch_topk", "matryoshka", "topk")
 

@@ -29,8 +29,8 @@ class ExtractActivationsParams(Params):
     plm: str = Field(
         default="esm_small",
         min_length=1,
-        description="Protein language model: esm_small (bundled), the name of an ESM-2, ESM C, ESMFold, ProtT5 or ProGen2 "
-        "model, or a checkpoint folder, local or s3:// (docs/how-to/plms.md).",
+        description="Protein language model: esm_small (bundled), the name of an ESM-2, ESM C, ESMFold, ProtT5 or "
+        "ProGen2 model, or a checkpoint folder, local or s3:// (docs/how-to/plms.md).",
     )
     plm_revision: str | None = Field(
         default=None,
