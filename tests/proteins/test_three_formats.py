@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plmsae.proteins.feature_types import FEATURE_KEYS, KEY_OF_JSON, TYPES
@@ -151,6 +151,7 @@ def unambiguous(text: str) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(entries())
+@example(Entry("P1", "Name of it", "A", [Item("VARIANT", "1", "1", "", change=("AAAAA", ("A" * 42, "A" * 16)))]))
 def test_random_entries_are_the_same_in_every_format(entry: Entry) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {name: [facts(p) for p in read_proteins(path)] for name, path in write(Path(folder), [entry]).items()}

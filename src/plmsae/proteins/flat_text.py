@@ -248,7 +248,12 @@ def _cell(parts: list[str], accession: str, where: str) -> str:
 
 
 def _joined(text: str, more: str) -> str:
-    """Lines are broken at blanks and after hyphens; the hyphen of `N- and C-terminal` had a blank behind it."""
+    """Lines are broken at blanks, after hyphens and between the letters of `K -> R,Q`.
+
+    The hyphen of `N- and C-terminal` had a blank behind it.
+    """
+    if re.search(r"-> ?[A-Z,]+,$", text):
+        return f"{text}{more}"
     after_hyphen = text.endswith("-") and not text.endswith(" -") and not more.startswith(("and ", "or "))
     return f"{text}{more}" if after_hyphen else f"{text} {more}"
 
