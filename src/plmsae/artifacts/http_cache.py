@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -16,9 +13,9 @@ from plmsae.artifacts.checksums import sha256_bytes, sha256_file
 from plmsae.artifacts.http import Limits, check_url, get
 from plmsae.artifacts.http_download import Known, download
 from plmsae.artifacts.http_errors import NoSuchFileError, shown
+from plmsae.artifacts.lock import alone
 from plmsae.artifacts.metalink import NAME as METALINK
 from plmsae.artifacts.metalink import Metalink, parse
-from plmsae.errors import TryAgainError
 
 _UNIPROT = "/databases/uniprot/"  # in the path at ftp.uniprot.org and at its mirrors
 
@@ -55,7 +52,7 @@ def fetch(url: str, folder: Path, sha256: str | None = None, limits: Limits | No
             return place(sha256)
         place(sha256).unlink()
     record = folder / f"{key}.json"
-    with _alone(folder / f"{key}.lock", url):
+    with alone(folder / f"{key}.lock", f"downloading '{shown(url)}'"):
         known, digest = _recorded(record)
         kept = digest is not None and place(digest).is_file()
         listing = _listing(url, limits)
@@ -102,16 +99,3 @@ def _recorded(record: Path) -> tuple[Known | None, str | None]:
         return (known, str(said["sha256"])) if known.etag or known.last_modified else (None, None)
     except (OSError, ValueError, KeyError, TypeError):
         return None, None
-
-
-@contextmanager
-def _alone(path: Path, url: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TryAgainError(
-                f"another process is downloading '{shown(url)}' here", where=str(path), fix="wait until it has finished"
-            ) from error
-        yield

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from plmsae.artifacts.checksums import sha256_bytes
+from plmsae.artifacts.lock import take
 from plmsae.artifacts.s3_errors import NoSuchObjectError, translate
-from plmsae.errors import DataError, TryAgainError, UserError
+from plmsae.errors import DataError, UserError
 from plmsae.progress import Progress
 
 SCHEME = "s3://"
@@ -234,8 +235,6 @@ def fetch(uri: str, folder: Path) -> Path:
         UserError: No such bucket or object, or no permission.
         TryAgainError: The store cannot be reached, the object changed meanwhile, or another process brings it.
     """
-    import fcntl
-
     source = S3Uri.parse(uri)
     store = S3()
     info = store.head(source)
@@ -248,12 +247,7 @@ def fetch(uri: str, folder: Path) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     part = place / f".{source.name}.part"
     with part.open("ab") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TryAgainError(
-                f"another process is downloading '{uri}' here", where=str(part), fix="wait until it has finished"
-            ) from error
+        take(handle, f"downloading '{uri}'")
         for other in place.iterdir():
             if other not in (part, path):
                 other.unlink()  # what a killed run left

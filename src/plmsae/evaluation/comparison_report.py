@@ -113,13 +113,8 @@ def bound_text(bound: float) -> str:
 def _metrics(comparison: Comparison, f1: Mapping[str, Interval], how: Resampling) -> dict[str, float | int]:
     data, fitted = comparison.data, comparison.fitted
     metrics: dict[str, float | int] = {
-        "num_concepts": len(data.concepts),
-        "num_concepts_left_out": len(data.left_out),
+        **data.sizes(),
         "num_classes": len(comparison.class_names),
-        "num_proteins_valid": int(data.valid.proteins["accession"].nunique()),
-        "num_proteins_test": int(data.test.proteins["accession"].nunique()),
-        "num_residues_valid": data.valid.labels.num_residues,
-        "num_residues_test": data.test.labels.num_residues,
         "num_fit_rows": fitted.num_rows,
         "num_ica_rows": fitted.ica_rows,
         "ica_converged": int(bool(fitted.methods["ica"].config.training["converged"])),

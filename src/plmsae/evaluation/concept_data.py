@@ -62,6 +62,17 @@ class ConceptData:
         """[C] true where recall counts residues."""
         return np.array([concept.residue_level for concept in self.concepts], dtype=bool)
 
+    def sizes(self) -> dict[str, int]:
+        """What was scored on how much, as metrics."""
+        return {
+            "num_concepts": len(self.concepts),
+            "num_concepts_left_out": len(self.left_out),
+            "num_proteins_valid": int(self.valid.proteins["accession"].nunique()),
+            "num_proteins_test": int(self.test.proteins["accession"].nunique()),
+            "num_residues_valid": self.valid.labels.num_residues,
+            "num_residues_test": self.test.labels.num_residues,
+        }
+
 
 def load(
     inputs: Inputs, *, max_proteins: int | None, min_instances: int, min_proteins: int, max_tokens: int, seed: int

@@ -146,12 +146,7 @@ def _metrics(
     means: Mapping[str, Interval],
 ) -> dict[str, float | int]:
     metrics: dict[str, float | int] = {
-        "num_concepts": len(data.concepts),
-        "num_concepts_left_out": len(data.left_out),
-        "num_proteins_valid": int(data.valid.proteins["accession"].nunique()),
-        "num_proteins_test": int(data.test.proteins["accession"].nunique()),
-        "num_residues_valid": data.valid.labels.num_residues,
-        "num_residues_test": data.test.labels.num_residues,
+        **data.sizes(),
         "num_concepts_better_than_neurons": int((over_neurons.low > 0).sum()),
         "num_concepts_worse_than_neurons": int((over_neurons.high < 0).sum()),
     }

@@ -252,7 +252,7 @@ def _joined(text: str, more: str) -> str:
 
     The hyphen of `N- and C-terminal` had a blank behind it.
     """
-    if re.search(r"-> ?[A-Z,]+,$", text):
+    if text.endswith(",") and re.search(r"-> ?[A-Z,]+,$", text):
         return f"{text}{more}"
     after_hyphen = text.endswith("-") and not text.endswith(" -") and not more.startswith(("and ", "or "))
     return f"{text}{more}" if after_hyphen else f"{text} {more}"

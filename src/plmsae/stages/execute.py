@@ -9,7 +9,6 @@ manifests and the code, so that a resumed run never meets other parameters.
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib.metadata
 import json
 import logging
@@ -17,13 +16,14 @@ import math
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import plmsae
 from plmsae.artifacts.atomic import swap_folder, write_text
 from plmsae.artifacts.checksums import sha256_bytes, sha256_file, sha256_tree
+from plmsae.artifacts.lock import alone
 from plmsae.artifacts.manifest import MANIFEST_NAME, Manifest, list_files, manifest_sha256, verify, write_manifest
 from plmsae.artifacts.sources import fetch, is_remote
 from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError, did_you_mean
@@ -74,7 +74,7 @@ def execute(
         stage.id if final == (root / stage.output).resolve() else f"{stage.id}-{sha256_bytes(str(final).encode())[:16]}"
     )
     with ExitStack() as locks:
-        locks.enter_context(_locked(workspace / "locks" / f"{own}.lock", stage.id))
+        locks.enter_context(alone(workspace / "locks" / f"{own}.lock", f"running '{stage.id}'"))
         manifests = {port: _verified(stage, port, folder) for port, folder in folders.items()}
         input_hashes = {port: manifest_sha256(folder) for port, folder in folders.items()}
         named = [name for name in stage.optional_files if getattr(params, name) is not None]
@@ -95,7 +95,7 @@ def execute(
             ).encode()
         )
         # Tasks of several runs may share a state folder; only equal work shares checkpoints.
-        locks.enter_context(_locked(state / "locks" / f"{key[:32]}.lock", stage.id))
+        locks.enter_context(alone(state / "locks" / f"{key[:32]}.lock", f"running '{stage.id}'"))
         checkpoints = state / "checkpoints" / key[:32]
         draft, trash = workspace / "staging" / own, workspace / "trash" / own
         for folder in (draft, trash):
@@ -247,19 +247,6 @@ def _pinned_sha256(stage: Stage, params: Params, name: str, path: Path, pinned: 
             fix="take the file that was meant, or set the parameter to the file's checksum (null takes any)",
         )
     return found
-
-
-@contextmanager
-def _locked(path: Path, stage_id: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TryAgainError(
-                f"another process is running '{stage_id}' here", where=str(path), fix="wait until it has finished"
-            ) from error
-        yield
 
 
 def _write_result(folder: Path, stage: Stage, result: StageResult) -> None:
