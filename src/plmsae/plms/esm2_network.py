@@ -12,10 +12,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from plmsae.plms.alphabet import ESM_MASK
+from plmsae.plms.attention import attend
 from plmsae.plms.base import ATTENTION, MLP, Tokens
 from plmsae.plms.esm2_weights import Block, EsmWeights
 from plmsae.plms.linear import Affine, linear, linear_add, linear_gelu
-from plmsae.plms.network import Layout, Network, Tap, attend, no_tap
+from plmsae.plms.network import Layout, Network, Tap, no_tap
 from plmsae.plms.rotary import rotate_
 
 # Share of tokens that ESM replaced by <mask> in training (15 % selected, 80 % of those masked). The embedding is

@@ -31,14 +31,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     A weight in bf16 makes the product in bf16, with sums in fp32; the bias stays fp32.
     """
-    if _onednn_serves(x, weight):
+    if onednn_serves(x, weight):
         return _product(x, weight, bias, "none").float()
     return _plain(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, keep_type: bool = False) -> Tensor:
     """GELU (the exact one, with erf) of `linear`; with `keep_type` in the type of the weight, for a product with it."""
-    if _onednn_serves(x, weight):
+    if onednn_serves(x, weight):
         wide = _product(x, weight, bias, "gelu")
         return wide if keep_type else wide.float()
     wide = F.gelu(_plain(x, weight, bias))
@@ -47,7 +47,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, keep_type: bool = Fa
 
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     """`residual + linear(x)` with residual fp32 [N, out]; the sum is made in fp32."""
-    if not _onednn_serves(x, weight):
+    if not onednn_serves(x, weight):
         return residual + _plain(x, weight, bias)
     if weight.dtype == torch.float32:
         return _operators(torch.float32)[1](x, residual, weight, bias, "add")  # type: ignore[no-any-return]
@@ -83,7 +83,8 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product.add_(bias)
 
 
-def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
+def onednn_serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether `linear` of these goes to oneDNN."""
     return x.device.type == "cpu" and _operators(weight.dtype) is not None
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from plmsae.plms.base import Tokens
@@ -80,37 +79,3 @@ class Network(ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Scores from normalised rows, [n, d_model] -> [n, V]; not asked for where `objective` is `none`."""
         raise AssertionError(f"a model without a head was asked for the scores of {len(hidden)} rows")
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: Layout,
-    *,
-    scale: float = 1.0,
-    causal: bool = False,
-    bias: Callable[[int], Tensor] | None = None,
-) -> Tensor:
-    """Attention within each sequence.
-
-    Args:
-        query: [N, heads, width]; key and value alike.
-        key: See `query`.
-        value: See `query`.
-        layout: Where the sequences lie.
-        scale: Factor of the scores.
-        causal: A token sees itself and those before it.
-        bias: Length L -> [heads, L, L] to add to the scores.
-
-    Returns:
-        [N, heads * width].
-    """
-    out = torch.empty(len(query), *query.shape[1:], dtype=query.dtype, device=query.device)
-    for start, length, count in layout.runs:
-        tokens = slice(start, start + length * count)
-        q, k, v = (part[tokens].view(count, length, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
-        mask = bias(length) if bias is not None else None
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
-        out[tokens] = attended.transpose(1, 2).reshape(-1, *query.shape[1:])
-    return out.view(len(query), -1)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from plmsae.errors import UserError
 from plmsae.plms.alphabet import Alphabet
+from plmsae.plms.attention import attend
 from plmsae.plms.base import ATTENTION, MLP, Tokens
 from plmsae.plms.checkpoint import Checkpoint, reading_config, refuse_unless
 from plmsae.plms.linear import Affine, linear
-from plmsae.plms.network import Layout, Network, Tap, attend, no_tap
+from plmsae.plms.network import Layout, Network, Tap, no_tap
 from plmsae.plms.packed import PackedLM
 from plmsae.plms.rotary import inverse_frequencies, rotate_
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from plmsae.errors import DataError, UserError
 from plmsae.plms.alphabet import AMINO_ACIDS, Alphabet
+from plmsae.plms.attention import attend
 from plmsae.plms.base import ATTENTION, MLP, Tokens
 from plmsae.plms.checkpoint import Checkpoint, reading_config, refuse_unless
 from plmsae.plms.linear import linear
-from plmsae.plms.network import Layout, Network, Tap, attend, no_tap
+from plmsae.plms.network import Layout, Network, Tap, no_tap
 from plmsae.plms.packed import PackedLM
 from plmsae.plms.sentencepiece import read_pieces
 
