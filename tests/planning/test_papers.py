@@ -14,7 +14,7 @@ from plmsae.planning.papers import paper, paper_names, preset_file
 from plmsae.stages.catalog import sections, stages
 from plmsae.stages.extract_activations import ExtractActivationsParams
 from plmsae.stages.render import params_schema
-from plmsae.stages.train_sae import TrainSaeParams
+from plmsae.training.parameters import TrainSaeParams
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from plmsae.activations.metadata import Normaliser, StoreMetadata
 from plmsae.params import validate
 from plmsae.saes import build
-from plmsae.stages.train_sae import TrainSaeParams
 from plmsae.training.center import starting_center
 from plmsae.training.checkpoint import Checkpoint, save_checkpoint
 from plmsae.training.loop import train
+from plmsae.training.parameters import TrainSaeParams
 from plmsae.training.resolution import Resolved, resolve
 from scripts import golden_trainers as theirs
 

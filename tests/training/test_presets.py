@@ -11,7 +11,7 @@ from plmsae.activations.metadata import Normaliser, StoreMetadata
 from plmsae.errors import UserError
 from plmsae.params import validate
 from plmsae.saes import build, trainable_architectures
-from plmsae.stages.train_sae import TrainSaeParams
+from plmsae.training.parameters import TrainSaeParams
 from plmsae.training.presets import PRESETS, Span, at_most_512, half_width, power_of_two, recipe
 from plmsae.training.resolution import SELECTS_K, Resolved, resolve
 

@@ -80,7 +80,7 @@ def _request(args: argparse.Namespace) -> Request:
     from plmsae.stages.evaluate import FidelityParams
     from plmsae.stages.extract_activations import ExtractActivationsParams
     from plmsae.stages.ingest import IngestParams
-    from plmsae.stages.train_sae import TrainSaeParams
+    from plmsae.training.parameters import TrainSaeParams
     from plmsae.training.presets import recipe
 
     _check_numbers(args)

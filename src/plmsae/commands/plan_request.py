@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from plmsae.planning.request import Corpus, Machine
     from plmsae.stages.extract_activations import ExtractActivationsParams
     from plmsae.stages.ingest import IngestParams
-    from plmsae.stages.train_sae import TrainSaeParams
+    from plmsae.training.parameters import TrainSaeParams
 
 PRESET_DEVICE = "h100"
 

@@ -14,12 +14,12 @@ from plmsae.activations.metadata import StoreMetadata
 from plmsae.errors import UserError
 from plmsae.saes import SaeConfig
 from plmsae.saes.matryoshka import FRACTIONS, sizes_of
+from plmsae.training.parameters import SELECTS_K
 from plmsae.training.presets import Recipe, recipe
 from plmsae.training.schedules import default_learning_rate
 from plmsae.training.settings import TrainingSettings, resolve_device
 
 # The architectures with a number of latents per token, and with AuxK.
-SELECTS_K = ("batch_topk", "matryoshka", "topk")
 # A target for L0 is reached by the thresholds: at the weights' rate they lag behind, L0 overshoots and, since latents
 # have died meanwhile, hardly comes back (measured on the demo: docs/architectures.md).
 TARGET_THRESHOLD_RATE = 5.0
