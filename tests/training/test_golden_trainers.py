@@ -99,7 +99,9 @@ def start(run: Resolved, norm: float, checkpoints: Path) -> None:
         state |= {f"adam.{name}.{moment}": torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
         state[f"adam.{name}.step"] = torch.tensor(0.0, dtype=torch.float32)
     state |= {"tokens_since_fired": torch.zeros(theirs.N, dtype=torch.int64), "window": torch.zeros(5)}
-    save_checkpoint(checkpoints, Checkpoint(0, state, {"curves": [], "variance": 1.0, "source": Formula().state()}))
+    member = {"name": "sae", "curves": [], "variance": 1.0, "failed": None}
+    info = {"source": Formula().state(), "members": [member]}
+    save_checkpoint(checkpoints, Checkpoint(0, {f"0.{name}": value for name, value in state.items()}, info))
 
 
 @every

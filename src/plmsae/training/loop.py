@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from plmsae.errors import DataError, UserError
@@ -23,14 +24,23 @@ from plmsae.saes.dictionary import Dictionary
 from plmsae.training.center import starting_center
 from plmsae.training.checkpoint import latest_checkpoint, latest_step, save_checkpoint
 from plmsae.training.data import BatchSource, StepStream, check_state, rows
-from plmsae.training.metrics import ReconstructionMetrics
+from plmsae.training.look import check_error, look
+from plmsae.training.member import Failed, Member, Plan
 from plmsae.training.module import SaeModule
 from plmsae.training.resampling import resample
 from plmsae.training.settings import TrainingSettings
 
 logger = logging.getLogger("plmsae")
-# A reconstruction this many times worse than at the start (or than the mean) does not come back.
-DIVERGED = 10.0
+# What members of one training have in common: the batches, and when to look at them and save them.
+_SHARED = (
+    "batch_size",
+    "num_steps",
+    "num_init_rows",
+    "validate_every",
+    "num_valid_rows",
+    "checkpoint_every",
+    "device",
+)
 
 
 @dataclass(frozen=True)
@@ -53,79 +63,45 @@ class Trained:
 class _Run:
     """What happens after each step."""
 
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        source: BatchSource,
-        valid: BatchSource,
-        variance: float,
-        checkpoints: Path,
-    ) -> None:
-        self.settings, self.source, self.valid = settings, source, valid
-        self.variance, self.checkpoints = variance, checkpoints
-        self.curves: list[dict[str, float]] = []
+    def __init__(self, settings: TrainingSettings, source: BatchSource, valid: BatchSource, checkpoints: Path) -> None:
+        self.settings, self.source, self.valid, self.checkpoints = settings, source, valid, checkpoints
         self.progress: Progress | None = None
 
     def after_step(self, module: SaeModule) -> None:
         """Report, look and save where a step is due for it."""
         step, settings = module.num_steps_done, self.settings
         last = step == settings.num_steps
-        look = last or step % settings.validate_every == 0
-        save = last or step % settings.checkpoint_every == 0
-        if look or save:
-            module.check_finite()
-        if look:
-            self._look(module)
-        if step in settings.resample_steps:
-            self._resample(module)
+        looks = last or step % settings.validate_every == 0
+        saves = last or step % settings.checkpoint_every == 0
+        if looks or saves:
+            module.each(Member.check_finite)
+        if looks:
+            module.each(check_error)
+            look(module.alive, self.valid, settings.num_valid_rows, settings.device)
+        for member in module.alive:
+            if step in member.settings.resample_steps:
+                self._resample(member)
         if self.progress is not None:
-            row = self.curves[-1] if self.curves else {}
-            shown = {name: row[name] for name in ("fvu", "l0", "dead_fraction") if row}
-            self.progress.update(settings.batch_size, **shown)
-        if save:
-            info = {"curves": self.curves, "variance": self.variance, "source": dict(self.source.state())}
-            save_checkpoint(self.checkpoints, module.checkpoint(info))
+            self.progress.update(settings.batch_size, **_shown(module))
+        if saves:
+            save_checkpoint(self.checkpoints, module.checkpoint(self.source.state()))
 
-    def _resample(self, module: SaeModule) -> None:
-        dead = module.dead.nonzero().flatten()
-        if len(dead) and isinstance(module.sae, Dictionary):
+    def _resample(self, member: Member) -> None:
+        dead = member.dead.nonzero().flatten()
+        if len(dead) and isinstance(member.sae, Dictionary):
             # Of the step alone, so that a resumed run draws alike.
-            generator = torch.Generator().manual_seed(self.settings.seed + module.num_steps_done)
-            resample(module.sae, self.source, dead, self.settings.num_resample_rows, generator)
-            module.forget(dead)
+            generator = torch.Generator().manual_seed(member.settings.seed + member.num_steps_done)
+            resample(member.sae, self.source, dead, member.settings.num_resample_rows, generator)
+            member.forget(dead)
 
-    def _look(self, module: SaeModule) -> None:
-        *sums, num_steps = module.window.tolist()
-        loss, error, aux, active = (total / num_steps for total in sums)
-        fvu = error / self.variance
-        first = self.curves[0]["fvu"] if self.curves else fvu
-        if fvu > DIVERGED * max(1.0, first):
-            raise DataError(
-                f"the training diverged: FVU is {fvu:.3g} at step {module.num_steps_done}",
-                where=f"learning rate {self.settings.learning_rate:.3g}",
-                fix="lower train_sae.learning_rate or lengthen train_sae.warmup_steps",
-            )
-        if module.sae.calibrated:
-            held_out = list(rows(self.valid, self.settings.num_valid_rows))
-            module.sae.calibrate(torch.cat(held_out).to(self.settings.device))
-        metrics = ReconstructionMetrics(module.sae.config.d_model, module.sae.config.dictionary_size)
-        for x in rows(self.valid, self.settings.num_valid_rows):
-            metrics.update(module.sae, x.to(self.settings.device))
-        row = {
-            "step": module.num_steps_done,
-            "tokens": module.num_tokens_done,
-            "loss": loss,
-            "fvu": fvu,
-            "l0": active,
-            "dead_fraction": float(module.dead.double().mean()),
-            "aux_loss": aux,
-            "valid_fvu": float(metrics.compute()["fvu"]),
-            "learning_rate": module.optimizers().param_groups[0]["lr"],
-        }
-        if module.penalty is not None:
-            row["penalty"] = module.penalty
-        self.curves.append(row)
-        module.window.zero_()
+
+def _shown(module: SaeModule) -> dict[str, float]:
+    """What the progress says beside the tokens."""
+    members = module.alive
+    if len(module.members) > 1:
+        return {"saes": len(members)}
+    row = members[0].curves[-1] if members[0].curves else {}
+    return {name: row[name] for name in ("fvu", "l0", "dead_fraction") if row}
 
 
 def train(
@@ -138,7 +114,7 @@ def train(
     *,
     num_workers: int = 0,
 ) -> Trained:
-    """Train an SAE, or finish the training that `checkpoints` holds the start of.
+    """Train an SAE, or finish the training that `checkpoints` holds the start of: `train_all` with one plan.
 
     Args:
         config: The SAE; its normaliser says what `source` was divided by.
@@ -150,54 +126,114 @@ def train(
         num_workers: Threads that make batches ahead; see `StepStream`.
 
     Raises:
-        UserError: The normaliser works per token, or the checkpoint is of a training that got other batches, e.g. among
-            another number of processes.
-        DataError: Rows that are not finite or do not vary; a training that diverged. The message names the last
-            good checkpoint.
+        UserError: See `train_all`.
+        DataError: See `train_all`.
     """
-    if config.per_token:
-        raise UserError(
-            f"the normaliser {dict(config.normaliser)} scales every token by itself; a training takes rows divided by "
-            "one number",
-            where="normaliser",
-            fix="train with the kind rms",
-        )
-    sae = build(config, seed=settings.seed)
-    sae.kernel = kernel
+    plan = Plan(config, settings, kernel)
+    (trained,) = train_all([plan], source, valid, checkpoints, num_workers=num_workers)
+    assert isinstance(trained, Trained)  # one that diverges alone raises
+    return trained
+
+
+def train_all(
+    plans: Sequence[Plan], source: BatchSource, valid: BatchSource, checkpoints: Path, *, num_workers: int = 0
+) -> list[Trained | Failed]:
+    """Train SAEs on the same batches, each as if alone, or finish the training that `checkpoints` holds the start of.
+
+    Args:
+        plans: At least one. They differ in anything but the length of the training, the batches and when to look.
+        source: Training rows of unit mean squared norm, in batches of the settings' `batch_size`.
+        valid: Held-out rows, scaled alike.
+        checkpoints: Folder for checkpoints of exactly this training.
+        num_workers: Threads that make batches ahead; see `StepStream`.
+
+    Returns:
+        What became of each plan, in order. A plan that diverged is `Failed`, if another one did not.
+
+    Raises:
+        UserError: A normaliser works per token, plans do not fit each other, or the checkpoint is of a training that
+            got other batches, e.g. among another number of processes.
+        DataError: Rows that are not finite or do not vary; all trainings diverged. The message names the last good
+            checkpoint.
+    """
+    _check(plans)
+    settings = plans[0].settings
+    run = _Run(settings, source, valid, checkpoints)
     checkpoint = latest_checkpoint(checkpoints)
     if checkpoint is None:
-        variance = _initialise(sae, source, settings)
+        sample = _sample(source, settings.num_init_rows)
+        module = SaeModule([_member(plan, sample) for plan in plans], run.after_step)
     else:
         check_state(checkpoint.info["source"], source.state(), str(checkpoints))
-        variance = float(checkpoint.info["variance"])
-    run = _Run(settings, source, valid, variance, checkpoints)
-    module = SaeModule(sae.to(settings.device), settings, run.after_step)
-    if checkpoint is not None:
-        run.curves = list(checkpoint.info["curves"])
+        module = SaeModule([_member(plan, None) for plan in plans], run.after_step)
         module.restore(checkpoint)
         logger.info("train_sae resumes after step %d of %d", checkpoint.step, settings.num_steps)
     if module.num_steps_done < settings.num_steps:
-        total = settings.num_steps * settings.batch_size
-        with Progress("train_sae", total, "tokens", done=module.num_tokens_done) as progress:
+        total, done = (steps * settings.batch_size for steps in (settings.num_steps, module.num_steps_done))
+        with Progress("train_sae", total, "tokens", done=done) as progress:
             run.progress = progress
             stream = StepStream(source, module.num_steps_done, settings.num_steps, num_workers)
             _fit(module, stream, settings, checkpoints)
-    dead = float(module.dead.double().mean())
-    return Trained(module.sae.cpu().requires_grad_(False), run.curves, dead)
+    return [_result(member) for member in module.members]
 
 
-def _initialise(sae: SparseAutoencoder, source: BatchSource, settings: TrainingSettings) -> float:
-    """Set the starting weights, with `b_dec` at a centre of the first rows; returns their variance."""
-    sample = torch.cat(list(rows(source, settings.num_init_rows)))
-    variance = float((sample.double() - sample.double().mean(0)).square().sum(1).mean())
-    if not variance > 0:
+def _check(plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        if plan.config.per_token:
+            raise UserError(
+                f"the normaliser {dict(plan.config.normaliser)} scales every token by itself; a training takes rows "
+                "divided by one number",
+                where="normaliser",
+                fix="train with the kind rms",
+            )
+        for name in _SHARED:
+            ours, theirs = getattr(plans[0].settings, name), getattr(plan.settings, name)
+            if ours != theirs:
+                raise UserError(
+                    f"SAEs of one training share their batches, but {name} is {ours} for '{plans[0].name}' and "
+                    f"{theirs} for '{plan.name}'",
+                    where=name,
+                    fix="train them apart, or set it to one value",
+                )
+
+
+def _sample(source: BatchSource, num_rows: int) -> Tensor:
+    """The first rows of the training, which say where it starts.
+
+    Raises:
+        DataError: They do not vary.
+    """
+    sample = torch.cat(list(rows(source, num_rows)))
+    if not _variance(sample) > 0:
         raise DataError(
             f"the first {len(sample)} activation rows are all the same",
             fix="extract activations of more sequences: dvc repro --force extract_activations",
         )
-    center = starting_center(sample[: settings.num_center_rows], settings.center)
-    sae.initialise(torch.Generator().manual_seed(settings.seed), center)
-    return variance
+    return sample
+
+
+def _variance(sample: Tensor) -> float:
+    return float((sample.double() - sample.double().mean(0)).square().sum(1).mean())
+
+
+def _member(plan: Plan, sample: Tensor | None) -> Member:
+    """A member with its starting weights, `b_dec` at a centre of the sample; without one its weights are to come."""
+    settings = plan.settings
+    sae = build(plan.config, seed=settings.seed)
+    sae.kernel = plan.kernel
+    variance = 0.0
+    if sample is not None:
+        variance = _variance(sample)
+        center = starting_center(sample[: settings.num_center_rows], settings.center)
+        sae.initialise(torch.Generator().manual_seed(settings.seed), center)
+    return Member(plan, sae.to(settings.device), variance)
+
+
+def _result(member: Member) -> Trained | Failed:
+    if member.failed is not None:
+        return member.failed
+    dead = float(member.dead.double().mean())
+    return Trained(member.sae.cpu().requires_grad_(False), member.curves, dead)
 
 
 def _fit(module: SaeModule, stream: StepStream, settings: TrainingSettings, checkpoints: Path) -> None:
@@ -206,8 +242,7 @@ def _fit(module: SaeModule, stream: StepStream, settings: TrainingSettings, chec
         trainer = Trainer(
             accelerator=settings.device,
             devices=1,
-            max_steps=stream.last - stream.first,
-            max_epochs=-1,
+            max_epochs=1,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
