@@ -47,6 +47,8 @@ class SparseAutoencoder(nn.Module, ABC):
         config: What it is and what it was trained on.
         options: `config.options` over the architecture's defaults.
         kernel: `auto` for the fastest training step, `reference` for the plain dense one; encoding is not affected.
+        precision: Of the factors of a training step's matrix products, `float32` or `bfloat16` (`products.py`);
+            encoding is not affected. Both are set by `prepare_training`.
         penalty_factor: Factor of the sparsity penalty's weight; a training sets it, with a warm-up to a number in
             [0, 1] and with a controller to a scalar tensor >= 0.
         training_k: Latents per token that a training step selects: k, or more while a training anneals it. Encoding
@@ -62,6 +64,8 @@ class SparseAutoencoder(nn.Module, ABC):
     training_encodes: ClassVar[bool] = True
     # Whether `encode` needs a threshold that is measured after the training (see `calibrate`).
     calibrated: ClassVar[bool] = False
+    # What a training step can compute its matrix products in.
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
     # Adam's decay rates, and the parameters with an optimiser group and a gradient clip of their own.
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     own_group: ClassVar[tuple[str, ...]] = ()
@@ -82,6 +86,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self.config = config
         self.options: dict[str, Any] = {**self.default_options, **config.options}
         self.kernel = "auto"
+        self.precision = "float32"
         self.penalty_factor: float | Tensor = 1.0
         self.training_k = config.k
         self.concepts: Mapping[int, str] = {}
@@ -121,6 +126,30 @@ class SparseAutoencoder(nn.Module, ABC):
     @abstractmethod
     def loss(self, x: Tensor, dead: Tensor | None = None) -> LossTerms:
         """Training loss of a batch [N, d]; `dead` (bool [n]) marks latents that have been silent for long."""
+
+    def prepare_training(self, kernel: str, precision: str) -> None:
+        """Set how training steps are computed.
+
+        Args:
+            kernel: `auto` or `reference`.
+            precision: `float32` or `bfloat16`.
+
+        Raises:
+            UserError: The architecture has no such step.
+        """
+        if precision not in self.precisions:
+            raise UserError(
+                f"architecture '{self.config.architecture}' has no training step in {precision}",
+                where="precision",
+                fix=f"set it to {' or '.join(self.precisions)}",
+            )
+        if kernel == "reference" and precision != "float32":
+            raise UserError(
+                f"the kernel 'reference' is the papers' step in fp32; there is none in {precision}",
+                where="kernel, precision",
+                fix="set kernel to auto, or precision to float32",
+            )
+        self.kernel, self.precision = kernel, precision
 
     def calibrate(self, x: Tensor) -> None:
         """Set what `encode` needs beyond the trained weights, from held-out activations [N, d]; nothing by default."""

@@ -113,7 +113,7 @@ class BatchTopK(TopK):
     def _select(self, centered: Tensor) -> Pairs:
         """See `TopK`; a bag per token and group of latents."""
         count = self.training_k * len(centered)
-        places, values = encode_batch(centered, self.W_enc, self.b_enc, count, self._work)
+        places, values = encode_batch(centered, self.W_enc, self.b_enc, count, self._work, self.precision)
         return Pairs.of_places(places, values, len(centered), torch.tensor(self.prefixes, device=centered.device))
 
     def _selected(self, pre: Tensor) -> Tensor:
