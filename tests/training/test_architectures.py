@@ -96,7 +96,7 @@ def test_a_finished_training_is_not_calibrated_or_trained_again(tmp_path: Path) 
 def test_prefixes_of_a_matryoshka_get_better_and_end_at_the_whole(tmp_path: Path) -> None:
     sae = run("matryoshka", tmp_path).sae
     source = Rows(activations(2000, seed=1), 256)
-    found = held_out(sae, source, 1000).compute()
+    found = held_out([sae], source, 1000)[0].compute()
     first, second, last = (found[f"fvu_prefix_{number}"] for number in (1, 2, 3))
     assert "fvu_prefix_4" not in found
     assert 1 > first > second > last

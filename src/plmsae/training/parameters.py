@@ -218,7 +218,12 @@ class TrainSaeParams(Params):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train; auto takes a GPU if there is one."
     )
-    seed: int = Field(0, ge=0, lt=2**53, description="Seed of the initial weights and of the order of the rows.")
+    seed: int = Field(
+        0, ge=0, lt=2**53, description="Seed of the initial weights, and of the order of the rows unless order_seed is."
+    )
+    order_seed: int | None = Field(
+        None, ge=0, lt=2**53, description="Seed of the order of the rows alone; null takes seed."
+    )
 
     @field_validator("architecture")
     @classmethod

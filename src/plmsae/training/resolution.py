@@ -19,7 +19,6 @@ from plmsae.training.presets import Recipe, recipe
 from plmsae.training.schedules import default_learning_rate
 from plmsae.training.settings import TrainingSettings, resolve_device
 
-# The architectures with a number of latents per token, and with AuxK.
 # A target for L0 is reached by the thresholds: at the weights' rate they lag behind, L0 overshoots and, since latents
 # have died meanwhile, hardly comes back (measured on the demo: docs/architectures.md).
 TARGET_THRESHOLD_RATE = 5.0
@@ -198,6 +197,8 @@ def _record(params: Mapping[str, Any], config: SaeConfig, settings: TrainingSett
         "device": settings.device,
         "threads": params["threads"],
     }
+    if params["order_seed"] is not None:
+        record["order_seed"] = params["order_seed"]
     if settings.clip_norm is not None:
         record["clip_first"] = settings.clip_first
     if config.architecture == "jump_relu":
