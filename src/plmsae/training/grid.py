@@ -48,6 +48,7 @@ VARIABLE = (
     "group_fractions",
     "group_reduction",
     "dead_after_tokens",
+    "precision",
     "seed",
 )
 # Beside `OPTIONS`: parameters that other architectures accept and do not look at.

@@ -28,7 +28,7 @@ from plmsae.training.look import check_error, look
 from plmsae.training.member import Failed, Member, Plan
 from plmsae.training.module import SaeModule
 from plmsae.training.resampling import resample
-from plmsae.training.settings import TrainingSettings
+from plmsae.training.settings import TrainingSettings, multiplies_bfloat16
 
 logger = logging.getLogger("plmsae")
 # What members of one training have in common: the batches, and when to look at them and save them.
@@ -158,6 +158,8 @@ def train_all(
     """
     _check(plans)
     settings = plans[0].settings
+    if any(plan.settings.precision == "bfloat16" for plan in plans) and not multiplies_bfloat16(settings.device):
+        logger.warning("train_sae.precision bfloat16: this machine has no fast bf16 products; float32 would be faster")
     run = _Run(settings, source, valid, checkpoints)
     checkpoint = latest_checkpoint(checkpoints)
     if checkpoint is None:
@@ -220,7 +222,7 @@ def _member(plan: Plan, sample: Tensor | None) -> Member:
     """A member with its starting weights, `b_dec` at a centre of the sample; without one its weights are to come."""
     settings = plan.settings
     sae = build(plan.config, seed=settings.seed)
-    sae.kernel = plan.kernel
+    sae.prepare_training(plan.kernel, settings.precision)
     variance = 0.0
     if sample is not None:
         variance = _variance(sample)

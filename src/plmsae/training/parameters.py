@@ -88,7 +88,10 @@ class TrainSaeParams(Params):
         "geometric median with ours. l1_april always starts at zero, as its paper does.",
     )
     warmup_steps: int | None = Field(
-        None, ge=0, description="Steps of linear warm-up; null takes the preset's, 100 with ours."
+        None,
+        ge=0,
+        description="Steps of linear warm-up; null takes the preset's, with ours as many as "
+        "hold 204,800 residues: 100 of 2048.",
     )
     decay_fraction: float | None = Field(
         None,
@@ -201,6 +204,11 @@ class TrainSaeParams(Params):
     kernel: Literal["auto", "reference"] = Field(
         "auto", description="`auto` is the fastest step, `reference` the plain dense one of the papers."
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="What the factors of a training step's matrix products are rounded to. Weights, optimiser, sums "
+        "and losses are float32 in both. bfloat16 is twice as fast where the machine has it (docs/how-to/training.md).",
+    )
     sequences: str | None = Field(
         None,
         min_length=1,
@@ -248,6 +256,8 @@ class TrainSaeParams(Params):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSaeParams:
+        if self.precision != "float32" and self.kernel == "reference":
+            raise ValueError("kernel reference is the papers' step in float32; set kernel to auto, or precision")
         if (self.expansion_factor is None) == (self.dictionary_size is None):
             raise ValueError("give one of expansion_factor and dictionary_size and set the other to null")
         for name, architectures in OPTIONS.items():

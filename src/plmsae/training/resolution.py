@@ -134,8 +134,8 @@ def _settings(params: Mapping[str, Any], chosen: Recipe, config: SaeConfig) -> T
         num_steps=num_steps,
         batch_size=batch_size,
         learning_rate=rate,
-        warmup_steps=float(given("warmup_steps", chosen.warmup.of(num_steps))),
-        decay_steps=share_of("decay_fraction", chosen.decay.of(num_steps)),
+        warmup_steps=float(given("warmup_steps", chosen.warmup.of(num_steps, batch_size))),
+        decay_steps=share_of("decay_fraction", chosen.decay.of(num_steps, batch_size)),
         dead_after_tokens=given("dead_after_tokens", dead_after),
         validate_every=params["validate_every"],
         num_valid_rows=params["num_valid_rows"],
@@ -148,7 +148,7 @@ def _settings(params: Mapping[str, Any], chosen: Recipe, config: SaeConfig) -> T
         clip_first=chosen.clip_first,
         clip_together=chosen.clip_together,
         threshold_learning_rate=given("threshold_learning_rate", threshold_rate),
-        penalty_warmup_steps=share_of("penalty_warmup_fraction", chosen.penalty_warmup.of(num_steps)),
+        penalty_warmup_steps=share_of("penalty_warmup_fraction", chosen.penalty_warmup.of(num_steps, batch_size)),
         warmup_from_zero=chosen.warmup_from_zero,
         anneal_fraction=given("anneal_fraction", chosen.anneal_fraction),
         anneal_from=max(params["k"], min(config.d_model, config.dictionary_size)),
@@ -156,6 +156,7 @@ def _settings(params: Mapping[str, Any], chosen: Recipe, config: SaeConfig) -> T
         num_resample_rows=given("num_resample_rows", chosen.num_resample_rows),
         center=given("center", chosen.center),
         num_center_rows=batch_size if chosen.center_on_batch else None,
+        precision=params["precision"],
     )
 
 
@@ -194,6 +195,7 @@ def _record(params: Mapping[str, Any], config: SaeConfig, settings: TrainingSett
         "center": "zero" if config.architecture == "l1_april" else settings.center,
         "seed": settings.seed,
         "kernel": params["kernel"],
+        "precision": settings.precision,
         "device": settings.device,
         "threads": params["threads"],
     }
