@@ -12,8 +12,10 @@ from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
 
 from plmsae.cluster.compile import compile_pipeline, pipeline_names
+from plmsae.cluster.placement import Placement, Toleration
 from plmsae.cluster.render import pipeline_targets
 from plmsae.cluster.sections import pipeline_arguments
+from plmsae.cluster.train_job import TrainJobSettings
 from plmsae.errors import UserError
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import stages
@@ -202,3 +204,95 @@ def test_the_verb_writes_the_package(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "not named by digest" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def platform_of(text: str, task: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(container, Kubernetes settings) of a task of a compiled pipeline."""
+    specification, platform = yaml.safe_load_all(text)
+    json_format.ParseDict(platform, PlatformSpec())
+    return executor(specification, task)["container"], executor(platform["platforms"]["kubernetes"], task)
+
+
+def test_a_placement_sends_tasks_with_a_gpu_to_its_nodes() -> None:
+    placement = Placement(
+        gpu_type="amd.com/gpu",
+        node_selector={"team": "a"},
+        tolerations=[Toleration(key="team", operator="Equal", value="a", effect="NoExecute")],
+        spot="aks",
+        shared_memory="9Gi",
+        image_pull_secrets=["registry"],
+    )
+    text = compile_pipeline("train", image=CPU, root=ROOT, placement=placement)
+    for stage in stages().values():
+        if task_name(stage) not in tasks(next(yaml.safe_load_all(text))):
+            continue
+        container, settings = platform_of(text, task_name(stage))
+        if not stage.resources.gpu:
+            assert "nodeSelector" not in settings
+            assert "accelerator" not in container["resources"]
+            continue
+        assert container["resources"]["accelerator"]["type"] == "amd.com/gpu"
+        assert settings["nodeSelector"]["labels"] == {"team": "a", "kubernetes.azure.com/scalesetpriority": "spot"}
+        assert [(item["key"], item["operator"], item["value"], item["effect"]) for item in settings["tolerations"]] == [
+            ("team", "Equal", "a", "NoExecute"),
+            ("kubernetes.azure.com/scalesetpriority", "Equal", "spot", "NoSchedule"),
+        ]
+        (memory,) = [item for item in settings["emptyDirMounts"] if item["mountPath"] == "/dev/shm"]
+        assert memory["sizeLimit"] == "9Gi"
+        assert [item["secretName"] for item in settings["imagePullSecret"]] == ["registry"]
+
+
+def test_several_processes_on_one_node_take_as_many_gpus() -> None:
+    text = compile_pipeline("train", image=CPU, root=ROOT, ranks={"train_sae": (1, 4)})
+    container, settings = platform_of(text, "train-sae")
+    need = stages()["train_sae"].resources
+    assert container["resources"]["accelerator"] == {
+        "count": "4",
+        "resourceCount": "4",
+        "resourceType": "nvidia.com/gpu",
+        "type": "nvidia.com/gpu",
+    }
+    assert container["resources"]["resourceCpuLimit"] == str(4 * need.cpu)
+    assert container["resources"]["resourceMemoryLimit"] == f"{4 * need.memory_gib}Gi"
+    assert "fieldPathAsEnv" not in settings
+    other, _ = platform_of(text, "extract-activations")
+    assert other["resources"]["resourceCpuLimit"] == str(stages()["extract_activations"].resources.cpu)
+
+
+def test_several_nodes_are_a_job_that_the_task_starts_without_a_gpu_of_its_own() -> None:
+    placement = Placement(gpu_type="amd.com/gpu", spot="gke", cpu=90)
+    text = compile_pipeline(
+        "train",
+        image=CPU,
+        gpu_image=GPU,
+        root=ROOT,
+        state_claim="claim",
+        placement=placement,
+        ranks={"train_sae": (2, 8)},
+    )
+    container, settings = platform_of(text, "train-sae")
+    need = stages()["train_sae"].resources
+    assert "accelerator" not in container["resources"]
+    assert "nodeSelector" not in settings
+    assert container["resources"]["resourceCpuLimit"] == str(need.cpu)
+    (given,) = [item["value"] for item in container["env"] if item["name"] == "PLMSAE_TRAIN_JOB"]
+    assert TrainJobSettings.model_validate_json(given) == TrainJobSettings(
+        num_nodes=2,
+        num_processes=8,
+        image=GPU,
+        state_claim="claim",
+        state_folder="/state",
+        cpu=90,
+        memory_gib=8 * need.memory_gib,
+        timeout_seconds=need.timeout_hours * 3600,
+        placement=placement,
+    )
+    assert "{{" not in given  # Argo's and KFP's placeholders
+    variables = {item["name"]: item["fieldPath"] for item in settings["fieldPathAsEnv"]}
+    assert variables == {"PLMSAE_NAMESPACE": "metadata.namespace"}
+
+
+def test_several_nodes_need_a_volume() -> None:
+    with pytest.raises(UserError, match="'train_sae' on 2 nodes needs a volume") as raised:
+        compile_pipeline("train", image=CPU, root=ROOT, ranks={"train_sae": (2, 1)})
+    assert "--state-claim" in str(raised.value.fix)

@@ -23,7 +23,6 @@ def settings(placement: Placement | None = None, **changes: Any) -> TrainJobSett
         "num_nodes": 3,
         "num_processes": 4,
         "image": IMAGE,
-        "namespace": "team",
         "state_claim": "plmsae-state",
         "state_folder": "/state",
         "cpu": 16,
@@ -36,7 +35,7 @@ def settings(placement: Placement | None = None, **changes: Any) -> TrainJobSett
 
 def job(placement: Placement | None = None, **changes: Any) -> dict[str, Any]:
     given = settings(placement, **changes)
-    return train_job(KEY, torchrun("plmsae.training.worker", ["/state/job.json"], given), given)
+    return train_job(KEY, "team", torchrun("plmsae.training.worker", ["/state/job.json"], given), given)
 
 
 def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def run_of(
     command = script if isinstance(script, list) else ["sh", "-c", script]
     given = settings(placement or Placement(gpu_type=None), **({"num_nodes": 2, "num_processes": 1} | changes))
     jobs = TrainJobs(NAMESPACE, cluster.configuration())
-    return TrainJobRun(jobs, train_job(KEY, command, given), failure, finished)
+    return TrainJobRun(jobs, train_job(KEY, NAMESPACE, command, given), failure, finished)
 
 
 def once(condition: Callable[[], Any], seconds: float = 20.0) -> None:

@@ -8,10 +8,12 @@ number and the address of the first one (PET_NODE_RANK, PET_MASTER_ADDR, ...), w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from plmsae.cluster.placement import Placement
+from plmsae.params import Params
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 # Whose patch it is: the admission webhook asks for the form DOMAIN/PATH.
@@ -27,33 +29,22 @@ _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
-@dataclass(frozen=True)
-class TrainJobSettings:
-    """What a TrainJob is made of beside its command.
+class TrainJobSettings(Params):
+    """What a TrainJob is made of beside its command."""
 
-    Attributes:
-        num_nodes: Nodes, one pod each.
-        num_processes: Processes of each, with one GPU each unless `placement` names no kind of GPU.
-        image: Image of the pods; the one that the task runs in.
-        namespace: Namespace of the task, and so of the job.
-        state_claim: Volume claim, ReadWriteMany, with the job's description and its checkpoints.
-        state_folder: Where the task has it, and so where the pods get it: paths mean the same on both sides.
-        cpu: CPU cores of a node.
-        memory_gib: Memory of a node in GiB.
-        timeout_seconds: Time after which the cluster ends the job, counted from its start.
-        placement: GPU type, node selector, tolerations, spot pool, shared memory, runtime, account.
-    """
-
-    num_nodes: int
-    num_processes: int
-    image: str
-    namespace: str
-    state_claim: str
-    state_folder: str
-    cpu: int
-    memory_gib: int
-    timeout_seconds: int
-    placement: Placement
+    num_nodes: int = Field(ge=1, description="Nodes, one pod each.")
+    num_processes: int = Field(ge=1, description="Processes of each, with one GPU each if there are GPUs.")
+    image: str = Field(min_length=1, description="Image of the pods; the one that the task runs in.")
+    state_claim: str = Field(
+        min_length=1, description="Volume claim, ReadWriteMany, for the job's description and its checkpoints."
+    )
+    state_folder: str = Field(
+        pattern="^/", description="Where the task has it, and so the pods: paths mean the same on both sides."
+    )
+    cpu: int = Field(ge=1, description="CPU cores of a node.")
+    memory_gib: int = Field(ge=1, description="Memory of a node in GiB.")
+    timeout_seconds: int = Field(ge=1, description="Time from its start after which the cluster ends the job.")
+    placement: Placement = Field(default=Placement(), description="GPUs, nodes, tolerations, runtime, account.")
 
 
 def job_name(key: str) -> str:
@@ -79,11 +70,12 @@ def torchrun(module: str, arguments: Sequence[str], settings: TrainJobSettings) 
     ]
 
 
-def train_job(key: str, command: Sequence[str], settings: TrainJobSettings) -> dict[str, Any]:
+def train_job(key: str, namespace: str, command: Sequence[str], settings: TrainJobSettings) -> dict[str, Any]:
     """The object that the Kubernetes API takes.
 
     Args:
         key: The checkpoint key; gives the name.
+        namespace: Namespace of the task, and so of the job.
         command: What every node runs, from `torchrun`.
         settings: The rest.
     """
@@ -93,7 +85,7 @@ def train_job(key: str, command: Sequence[str], settings: TrainJobSettings) -> d
         "kind": "TrainJob",
         "metadata": {
             "name": job_name(key),
-            "namespace": settings.namespace,
+            "namespace": namespace,
             "labels": {"app.kubernetes.io/name": "plmsae-train", "app.kubernetes.io/part-of": "plmsae"},
             "annotations": {KEY_ANNOTATION: key},
         },
