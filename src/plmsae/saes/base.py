@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plmsae.errors import DataError, UserError, did_you_mean
 from plmsae.saes.config import SaeConfig
+from plmsae.saes.group import SOLO, Group
 from plmsae.saes.normaliser import Standardised, standardise
 
 KERNELS = ("auto", "reference")
@@ -54,6 +55,7 @@ class SparseAutoencoder(nn.Module, ABC):
         training_k: Latents per token that a training step selects: k, or more while a training anneals it. Encoding
             is not affected.
         latent_max: Largest value of each latent over a stated sample of training tokens, [n]; zeros until measured.
+        group: The processes that share each batch of a training; of no concern to encoding.
         concepts: Latent -> what it was found to mean; filled by `plmsae.load`, not part of the SAE's files.
     """
 
@@ -89,6 +91,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self.precision = "float32"
         self.penalty_factor: float | Tensor = 1.0
         self.training_k = config.k
+        self.group: Group = SOLO
         self.concepts: Mapping[int, str] = {}
         self.register_buffer("latent_max", torch.zeros(config.dictionary_size))
 
@@ -125,7 +128,11 @@ class SparseAutoencoder(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, x: Tensor, dead: Tensor | None = None) -> LossTerms:
-        """Training loss of a batch [N, d]; `dead` (bool [n]) marks latents that have been silent for long."""
+        """Training loss of a batch [N, d]; `dead` (bool [n]) marks latents that have been silent for long.
+
+        With several processes in `group`, x holds the rows of this one, and what is returned are terms whose mean over
+        the processes (of counts: the sum) is that of the whole batch; so are the gradients.
+        """
 
     def prepare_training(self, kernel: str, precision: str) -> None:
         """Set how training steps are computed.
@@ -152,7 +159,10 @@ class SparseAutoencoder(nn.Module, ABC):
         self.kernel, self.precision = kernel, precision
 
     def calibrate(self, x: Tensor) -> None:
-        """Set what `encode` needs beyond the trained weights, from held-out activations [N, d]; nothing by default."""
+        """Set what `encode` needs beyond the trained weights, from held-out activations [N, d]; nothing by default.
+
+        With several processes in `group`, each passes rows of its own, and all count.
+        """
         del x
 
     def weights_problem(self) -> str | None:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
+from plmsae.saes.group import mean_of
 from plmsae.saes.options import choice, number
 from plmsae.saes.products import PRECISIONS, product
 
@@ -145,7 +146,7 @@ class JumpReLU(Dictionary):
         error = mean_squared_error(x, self._decoded(z))
         penalty = active.sum() / len(x)
         if self.quadratic and self.target_l0 is not None:
-            penalty = (penalty / self.target_l0 - 1.0).square()
+            penalty = (mean_of(penalty, self.group) / self.target_l0 - 1.0).square()
         values = {"reconstruction": error, "penalty": penalty}
         return Terms(values, {"reconstruction": 1.0, "penalty": self.penalty_factor * self.penalty}, error, z > 0)
 

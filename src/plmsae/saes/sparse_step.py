@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plmsae.saes.group import SOLO, Group
 from plmsae.saes.pairs import Pairs
 from plmsae.saes.products import multiply, rounded_multiply
 from plmsae.saes.selection import largest_of_blocks, rows_per_block, top_k_indices
@@ -97,9 +98,17 @@ def encode_rows(
 
 
 def encode_batch(
-    centered: Tensor, W_enc: Tensor, b_enc: Tensor, count: int, work: Workspace, precision: str = "float32"
+    centered: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    count: int,
+    work: Workspace,
+    precision: str = "float32",
+    group: Group = SOLO,
 ) -> tuple[Tensor, Tensor]:
     """The positive ones among the `count` largest pre-activations of all of `centered` [N, d], without autograd.
+
+    With several processes these are the largest of all their rows together, and each gets its own of them.
 
     Returns:
         Places int64 [m] in the flattened [N, n], ascending, and values [m].
@@ -108,7 +117,7 @@ def encode_batch(
     def blocks() -> Iterator[Tensor]:
         return pre_activations(centered, W_enc, b_enc, work, precision)
 
-    return largest_of_blocks(blocks, len(centered), count)
+    return largest_of_blocks(blocks, len(centered), count, group)
 
 
 @dataclass
@@ -129,15 +138,22 @@ def select_aux(pre: Tensor, k_aux: int) -> Tensor:
     return pre.relu()
 
 
-def per_variance(residual: Tensor, centered: Tensor) -> Tensor:
+def per_variance(residual: Tensor, centered: Tensor, group: Group = SOLO) -> Tensor:
     """1 / sum of the squared deviations of the residual [B, d] from its batch mean: AuxK's normaliser, a scalar.
 
     0 where the deviations are rounding errors beside the input (a constant batch, a perfect reconstruction): the
     quotient would be noise or NaN, and there is nothing for dead latents to explain.
+
+    With several processes it is that of all their rows, times their number: AuxK is a quotient of sums and no mean
+    over tokens, and so the mean over the processes of their rows' errors times this is the whole batch's AuxK.
     """
-    variance = (residual - residual.mean(0)).square().sum()
-    floor = 1e-10 * centered.square().sum() + torch.finfo(residual.dtype).tiny
-    return torch.where(variance > floor, 1.0 / variance.clamp_min(floor), 0.0)
+    mean = residual.mean(0)
+    if group.size > 1:
+        mean = group.sum_(mean) / group.size
+    sums = torch.stack([(residual - mean).square().sum(), centered.square().sum()])
+    variance, square = group.sum_(sums)
+    floor = 1e-10 * square + torch.finfo(residual.dtype).tiny
+    return torch.where(variance > floor, group.size / variance.clamp_min(floor), 0.0)
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,7 @@ class StepSettings:
         aux_k: Dead latents that AuxK may use per token.
         aux_alpha: Its weight.
         precision: Of AuxK's products, one of `plmsae.saes.products.PRECISIONS`.
+        group: The processes that share the batch.
     """
 
     select: Callable[[Tensor], Pairs]
@@ -159,6 +176,7 @@ class StepSettings:
     weights: tuple[float, ...] = (1.0,)
     bias_weight: float = 0.0
     precision: str = "float32"
+    group: Group = SOLO
 
 
 def add_product(start: Tensor, a: Tensor, b: Tensor, precision: str) -> Tensor:
@@ -203,7 +221,7 @@ class SparseStep(torch.autograd.Function):
             dead_values = select_aux(dead_pre, settings.aux_k)
             # ê - e, where e = x - x^ = -error
             aux_error = add_product(error, dead_values, W_dec[dead], settings.precision)
-            scale = per_variance(error, centered)
+            scale = per_variance(error, centered, settings.group)
             aux = aux_error.square().sum() * scale
             ctx.aux = AuxTerm(dead, dead_values, aux_error, scale)
         ctx.settings, reconstruction = settings, squares[-1].clone()

@@ -76,7 +76,7 @@ class TopK(Dictionary):
         )
 
     def _step_settings(self) -> StepSettings:
-        return StepSettings(self._select, self.aux_k, self.aux_alpha, precision=self.precision)
+        return StepSettings(self._select, self.aux_k, self.aux_alpha, precision=self.precision, group=self.group)
 
     def _select(self, centered: Tensor) -> Pairs:
         """The active pairs of a training step for x - b_dec [B, d]."""
@@ -101,4 +101,4 @@ class TopK(Dictionary):
             return x.new_zeros(())
         residual = (x - x_hat).detach()
         error = select_aux(pre[:, dead], self.aux_k) @ self.W_dec[dead] - residual
-        return error.square().sum() * per_variance(residual, (x - self.b_dec).detach())
+        return error.square().sum() * per_variance(residual, (x - self.b_dec).detach(), self.group)

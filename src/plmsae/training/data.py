@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from plmsae.errors import DataError, UserError
 from plmsae.plms.parallel import ordered_map
+from plmsae.saes.group import SOLO, Group
 
 
 class BatchSource(Protocol):
@@ -58,7 +59,8 @@ class Scaled:
             DataError: Names the step and the number of rows that are not finite.
         """
         x = self.source.batch(step)
-        if not bool(torch.isfinite(x).all()):
+        # The sum is not finite if a row is not, and costs a thirtieth; one that overflows is looked into.
+        if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
             count = int((~torch.isfinite(x)).any(1).sum())
             raise DataError(
                 f"{count} of {len(x)} activation rows hold NaN or infinity",
@@ -115,11 +117,20 @@ def check_state(saved: Mapping[str, int], now: Mapping[str, int], where: str) ->
         )
 
 
-def rows(source: BatchSource, num_rows: int, first_step: int = 0) -> Iterator[Tensor]:
-    """Batches that hold exactly the first `num_rows` rows of the stream, or of all there is if that is less."""
-    left, step = min(num_rows, source.num_rows), first_step
+def rows(source: BatchSource, num_rows: int, group: Group = SOLO) -> Iterator[Tensor]:
+    """Batches that hold exactly the first `num_rows` rows of the stream, or of all there is if that is less.
+
+    With several processes these are the rows of this one, and the rows of all in the order of the ranks are, batch by
+    batch, those of the stream. Every process gets equally many batches, of which the last may be empty.
+    """
+    left, step = min(num_rows, source.num_rows), 0
     while left > 0:
-        x = source.batch(step)[:left]
-        left -= len(x)
+        x = source.batch(step)
         step += 1
-        yield x
+        yield x[: max(0, left - group.rank * len(x))]
+        left -= len(x) * group.size
+
+
+def all_rows(source: BatchSource, num_rows: int, group: Group = SOLO) -> Tensor:
+    """The rows [N, d] of `rows`, of all processes, in their order."""
+    return torch.cat([group.gather(x) for x in rows(source, num_rows, group)])

@@ -37,17 +37,20 @@ def look(members: Sequence[Member], valid: BatchSource, num_valid_rows: int, dev
         num_valid_rows: How many of them.
         device: That of the members.
     """
+    group = members[0].group
     if any(member.sae.calibrated for member in members):
-        held_out = torch.cat(list(rows(valid, num_valid_rows))).to(device)
+        held_out = torch.cat(list(rows(valid, num_valid_rows, group))).to(device)
         for member in members:
             member.sae.calibrate(held_out)
         del held_out
     metrics = [ReconstructionMetrics(m.sae.config.d_model, m.sae.config.dictionary_size) for m in members]
-    for x in rows(valid, num_valid_rows):
+    for x in rows(valid, num_valid_rows, group):
         x = x.to(device)
         for member, metric in zip(members, metrics):
-            metric.update(member.sae, x)
+            if len(x):
+                metric.update(member.sae, x)
     for member, metric in zip(members, metrics):
+        metric.add_up(group)
         member.curves.append(_row(member, metric))
         member.window.zero_()
 

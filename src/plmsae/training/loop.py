@@ -12,18 +12,21 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from plmsae.errors import DataError, UserError
+from plmsae.errors import DataError, TryAgainError, UserError
 from plmsae.progress import Progress
 from plmsae.saes import build
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary
+from plmsae.saes.group import SOLO, Group
 from plmsae.training.center import starting_center
 from plmsae.training.checkpoint import latest_checkpoint, latest_step, save_checkpoint
-from plmsae.training.data import BatchSource, StepStream, check_state, rows
+from plmsae.training.data import BatchSource, StepStream, all_rows, check_state
+from plmsae.training.group import differing, from_first_, of_first
 from plmsae.training.look import check_error, look
 from plmsae.training.member import Failed, Member, Plan
 from plmsae.training.module import SaeModule
@@ -63,8 +66,11 @@ class Trained:
 class _Run:
     """What happens after each step."""
 
-    def __init__(self, settings: TrainingSettings, source: BatchSource, valid: BatchSource, checkpoints: Path) -> None:
+    def __init__(
+        self, settings: TrainingSettings, source: BatchSource, valid: BatchSource, checkpoints: Path, group: Group
+    ) -> None:
         self.settings, self.source, self.valid, self.checkpoints = settings, source, valid, checkpoints
+        self.group = group
         self.progress: Progress | None = None
 
     def after_step(self, module: SaeModule) -> None:
@@ -84,6 +90,17 @@ class _Run:
         if self.progress is not None:
             self.progress.update(settings.batch_size, **_shown(module))
         if saves:
+            self._save(module)
+
+    def _save(self, module: SaeModule) -> None:
+        weights = [parameter.detach() for member in module.alive for parameter in member.sae.parameters()]
+        if differing(weights, self.group):
+            raise TryAgainError(
+                f"the processes of the training no longer have the same weights at step {module.num_steps_done}",
+                where=f"last checkpoint: step {latest_step(self.checkpoints)}",
+                fix="run it again, which goes on from there; if it happens again, a machine computes wrongly",
+            )
+        if self.group.rank == 0:
             save_checkpoint(self.checkpoints, module.checkpoint(self.source.state()))
 
     def _resample(self, member: Member) -> None:
@@ -136,7 +153,13 @@ def train(
 
 
 def train_all(
-    plans: Sequence[Plan], source: BatchSource, valid: BatchSource, checkpoints: Path, *, num_workers: int = 0
+    plans: Sequence[Plan],
+    source: BatchSource,
+    valid: BatchSource,
+    checkpoints: Path,
+    *,
+    num_workers: int = 0,
+    group: Group = SOLO,
 ) -> list[Trained | Failed]:
     """Train SAEs on the same batches, each as if alone, or finish the training that `checkpoints` holds the start of.
 
@@ -146,6 +169,9 @@ def train_all(
         valid: Held-out rows, scaled alike.
         checkpoints: Folder for checkpoints of exactly this training.
         num_workers: Threads that make batches ahead; see `StepStream`.
+        group: The processes that train them together, each with rows of its own: `source` and `valid` give those of
+            this process, in batches of `batch_size` divided by their number. The first one reads and writes
+            checkpoints.
 
     Returns:
         What became of each plan, in order. A plan that diverged is `Failed`, if another one did not.
@@ -160,20 +186,20 @@ def train_all(
     settings = plans[0].settings
     if any(plan.settings.precision == "bfloat16" for plan in plans) and not multiplies_bfloat16(settings.device):
         logger.warning("train_sae.precision bfloat16: this machine has no fast bf16 products; float32 would be faster")
-    run = _Run(settings, source, valid, checkpoints)
-    checkpoint = latest_checkpoint(checkpoints)
+    run = _Run(settings, source, valid, checkpoints, group)
+    checkpoint = of_first(latest_checkpoint(checkpoints) if group.rank == 0 else None, group)
     if checkpoint is None:
-        sample = _sample(source, settings.num_init_rows)
-        module = SaeModule([_member(plan, sample) for plan in plans], run.after_step)
+        sample = _sample(source, settings.num_init_rows, group)
+        module = SaeModule([_member(plan, sample, group) for plan in plans], run.after_step)
     else:
         check_state(checkpoint.info["source"], source.state(), str(checkpoints))
-        module = SaeModule([_member(plan, None) for plan in plans], run.after_step)
+        module = SaeModule([_member(plan, None, group) for plan in plans], run.after_step)
         module.restore(checkpoint)
         logger.info("train_sae resumes after step %d of %d", checkpoint.step, settings.num_steps)
     if module.num_steps_done < settings.num_steps:
         total, done = (steps * settings.batch_size for steps in (settings.num_steps, module.num_steps_done))
         with Progress("train_sae", total, "tokens", done=done) as progress:
-            run.progress = progress
+            run.progress = progress if group.rank == 0 else None
             stream = StepStream(source, module.num_steps_done, settings.num_steps, num_workers)
             _fit(module, stream, settings, checkpoints)
     return [_result(member) for member in module.members]
@@ -199,13 +225,13 @@ def _check(plans: Sequence[Plan]) -> None:
                 )
 
 
-def _sample(source: BatchSource, num_rows: int) -> Tensor:
+def _sample(source: BatchSource, num_rows: int, group: Group) -> Tensor:
     """The first rows of the training, which say where it starts.
 
     Raises:
         DataError: They do not vary.
     """
-    sample = torch.cat(list(rows(source, num_rows)))
+    sample = all_rows(source, num_rows, group)
     if not _variance(sample) > 0:
         raise DataError(
             f"the first {len(sample)} activation rows are all the same",
@@ -218,7 +244,7 @@ def _variance(sample: Tensor) -> float:
     return float((sample.double() - sample.double().mean(0)).square().sum(1).mean())
 
 
-def _member(plan: Plan, sample: Tensor | None) -> Member:
+def _member(plan: Plan, sample: Tensor | None, group: Group) -> Member:
     """A member with its starting weights, `b_dec` at a centre of the sample; without one its weights are to come."""
     settings = plan.settings
     sae = build(plan.config, seed=settings.seed)
@@ -228,13 +254,16 @@ def _member(plan: Plan, sample: Tensor | None) -> Member:
         variance = _variance(sample)
         center = starting_center(sample[: settings.num_center_rows], settings.center)
         sae.initialise(torch.Generator().manual_seed(settings.seed), center)
-    return Member(plan, sae.to(settings.device), variance)
+        for tensor in sae.state_dict().values():  # the centre's last bits may depend on the machine
+            from_first_(tensor, group)
+    return Member(plan, sae.to(settings.device), variance, group)
 
 
 def _result(member: Member) -> Trained | Failed:
     if member.failed is not None:
         return member.failed
     dead = float(member.dead.double().mean())
+    member.sae.group = SOLO
     return Trained(member.sae.cpu().requires_grad_(False), member.curves, dead)
 
 
@@ -243,7 +272,8 @@ def _fit(module: SaeModule, stream: StepStream, settings: TrainingSettings, chec
     with _quiet_lightning(), tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             accelerator=settings.device,
-            devices=1,
+            devices=1 if settings.device == "cpu" else [torch.cuda.current_device()],
+            plugins=[LightningEnvironment()],  # the processes are ours (`group.py`), whoever started them
             max_epochs=1,
             logger=False,
             enable_checkpointing=False,

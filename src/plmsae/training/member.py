@@ -11,7 +11,7 @@ each batch end as they would by themselves.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from plmsae.errors import DataError
 from plmsae.saes.base import LossTerms, SparseAutoencoder
 from plmsae.saes.config import SaeConfig
+from plmsae.saes.group import SOLO, Group
+from plmsae.training.group import average_
 from plmsae.training.l0_control import l0_control_of
 from plmsae.training.schedules import annealed_k, warmup, warmup_decay
 from plmsae.training.settings import TrainingSettings
@@ -71,6 +73,7 @@ class Member(nn.Module):
         plan: What to train and how.
         sae: The SAE of the plan, initialised, on the device of the training.
         variance: E||x - mu||^2 of training rows, which the curves' FVU is relative to.
+        group: The processes that share each batch; every one has this member, with the same state.
 
     Attributes:
         curves: One row per look.
@@ -81,8 +84,9 @@ class Member(nn.Module):
     tokens_since_fired: Tensor
     window: Tensor
 
-    def __init__(self, plan: Plan, sae: SparseAutoencoder, variance: float) -> None:
+    def __init__(self, plan: Plan, sae: SparseAutoencoder, variance: float, group: Group = SOLO) -> None:
         super().__init__()
+        self.group = sae.group = group
         self.plan, self.settings, self.sae, self.variance = plan, plan.settings, sae, variance
         self.curves: list[dict[str, float]] = []
         self.failed: Failed | None = None
@@ -112,7 +116,7 @@ class Member(nn.Module):
         return None if penalty is None else float(self.sae.penalty_factor) * float(penalty)
 
     def step(self, batch: Tensor) -> None:
-        """One step on rows [B, d] of unit mean squared norm.
+        """One step on rows [B, d] of unit mean squared norm; with several processes on those of this one.
 
         Raises:
             DataError: The loss is not finite.
@@ -123,8 +127,9 @@ class Member(nn.Module):
         if settings.anneal_fraction:
             k, start = self.sae.config.k, settings.anneal_from
             self.sae.training_k = annealed_k(step, settings.num_steps, k, start, settings.anneal_fraction)
-        terms: LossTerms = self.sae.loss(batch, self.dead)
-        active = terms.counts.sum() / len(batch)
+        terms = self._of_all(self.sae.loss(batch, self.dead))
+        num_tokens = len(batch) * self.group.size
+        active = terms.counts.sum() / num_tokens
         if self.l0_control is not None:
             self.l0_control.observe(active)
         values = [terms.total.detach(), terms.reconstruction, terms.aux, active, torch.ones_like(active)]
@@ -133,6 +138,7 @@ class Member(nn.Module):
             self.check_finite()
         self.optimizer.zero_grad()
         terms.total.backward()  # type: ignore[no-untyped-call]
+        average_([parameter.grad for parameter in self.sae.parameters() if parameter.grad is not None], self.group)
         if settings.clip_first:
             self._clip()
         self.sae.constrain_gradients()
@@ -141,7 +147,7 @@ class Member(nn.Module):
         self._set_rates(step)
         self.optimizer.step()
         self.sae.constrain_weights()
-        self.tokens_since_fired += len(batch)
+        self.tokens_since_fired += num_tokens
         self.tokens_since_fired[terms.counts > 0] = 0
         self.num_steps_done += 1
 
@@ -214,6 +220,22 @@ class Member(nn.Module):
             self.optimizer.state[parameter] = {
                 moment: tensors[f"adam.{name}.{moment}"].to(parameter.device) for moment in _MOMENTS
             }
+
+    def _of_all(self, terms: LossTerms) -> LossTerms:
+        """The terms of the whole batch from those of this process's rows; the gradient stays that of its rows."""
+        if self.group.size == 1:
+            return terms
+        values = torch.stack([terms.total.detach(), terms.reconstruction, terms.aux]).double()
+        sums = self.group.sum_(torch.cat([values, terms.counts.double()]))
+        total, reconstruction, aux = sums[:3] / self.group.size
+        own = terms.total.detach().double()
+        return replace(
+            terms,
+            total=terms.total + (total - own).to(terms.total.dtype),
+            reconstruction=reconstruction,
+            aux=aux,
+            counts=sums[3:].long(),
+        )
 
     def _adam(self) -> torch.optim.Optimizer:
         """Adam; parameters that the architecture names have a group of their own, after the shared one."""
