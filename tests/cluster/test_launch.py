@@ -70,5 +70,12 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
 def test_a_job_beside_the_state_volume_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
     launcher = TrainJobLauncher(settings(state_folder=str(tmp_path / "state")), "team")
     with pytest.raises(UserError, match="not on the state volume") as raised:
-        launcher.run("module", tmp_path / "job.json", key="ab", failure=lambda: None, finished=lambda: False)
+        launcher.run(
+            "module",
+            tmp_path / "job.json",
+            key="ab",
+            forget=lambda: None,
+            failure=lambda: None,
+            finished=lambda: False,
+        )
     assert "--state-claim" in str(raised.value.fix)

@@ -49,6 +49,7 @@ def run_of(
     cluster: Cluster,
     script: str | list[str],
     *,
+    forget: Callable[[], None] = nothing,
     failure: Callable[[], PlmsaeError | None] = nothing,
     finished: Callable[[], bool] = lambda: False,
     placement: Placement | None = None,
@@ -57,7 +58,7 @@ def run_of(
     command = script if isinstance(script, list) else ["sh", "-c", script]
     given = settings(placement or Placement(gpu_type=None), **({"num_nodes": 2, "num_processes": 1} | changes))
     jobs = TrainJobs(NAMESPACE, cluster.configuration())
-    return TrainJobRun(jobs, train_job(KEY, NAMESPACE, command, given), failure, finished)
+    return TrainJobRun(jobs, train_job(KEY, NAMESPACE, command, given), forget, failure, finished)
 
 
 def once(condition: Callable[[], Any], seconds: float = 20.0) -> None:
@@ -146,6 +147,32 @@ def test_what_a_rank_says_of_its_failure_ends_the_job(cluster: Cluster, tmp_path
         run_of(cluster, f"touch {tmp_path}/said; {FOREVER}", failure=said).run()
     assert cluster.jobs == {}
     assert len(cluster.created) == 1
+
+
+def test_what_may_be_tried_again_is_left_to_the_runtime(cluster: Cluster, tmp_path: Path) -> None:
+    def said() -> PlmsaeError | None:
+        return TryAgainError("stopped by SIGTERM at step 7") if (tmp_path / "0").exists() else None
+
+    tries = f"echo x >> {tmp_path}/$PET_NODE_RANK; sleep 0.2; "
+    run_of(cluster, tries + f'[ "$(cat {tmp_path}/$PET_NODE_RANK)" != x ]', failure=said).run()
+    assert len(cluster.created) == 1
+    (tmp_path / "0").unlink()
+    cluster.delete(NAME)
+    once(lambda: not cluster.jobs)
+    with pytest.raises(TryAgainError, match="step 7"):
+        run_of(cluster, tries + "exit 1", failure=said).run()
+
+
+def test_a_new_job_does_not_meet_the_failure_of_the_one_before(cluster: Cluster, tmp_path: Path) -> None:
+    failed = tmp_path / "failed"
+
+    def said() -> PlmsaeError | None:
+        return DataError("diverged") if failed.exists() else None
+
+    with pytest.raises(DataError):
+        run_of(cluster, f"touch {failed}; {FOREVER}", forget=lambda: failed.unlink(missing_ok=True), failure=said).run()
+    assert failed.exists()
+    run_of(cluster, "true", forget=lambda: failed.unlink(missing_ok=True), failure=said).run()
 
 
 def test_sigterm_deletes_the_job_and_its_processes(cluster: Cluster) -> None:

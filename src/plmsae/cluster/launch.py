@@ -99,6 +99,7 @@ class TrainJobLauncher:
         job: Path,
         *,
         key: str,
+        forget: Callable[[], None],
         failure: Callable[[], PlmsaeError | None],
         finished: Callable[[], bool],
     ) -> None:
@@ -108,6 +109,7 @@ class TrainJobLauncher:
             module: Module to run.
             job: Its argument, a file on the state volume.
             key: Names the work: the job of an earlier attempt at it is taken up.
+            forget: Removes what the processes of an earlier attempt have written about their failure.
             failure: What a process has written about its failure, or None.
             finished: Whether the result is there.
 
@@ -126,4 +128,4 @@ class TrainJobLauncher:
                 fix="keep the state there: PLMSAE_STATE, which a pipeline compiled with --state-claim sets",
             )
         manifest = train_job(key, self.namespace, torchrun(module, [str(job)], self.settings), self.settings)
-        TrainJobRun(TrainJobs(self.namespace), manifest, failure, finished).run()
+        TrainJobRun(TrainJobs(self.namespace), manifest, forget, failure, finished).run()

@@ -50,8 +50,8 @@ class Jobs(Protocol):
         ...
 
 
-class StoppedError(Exception):
-    """The process was told to end by a signal."""
+class StoppedError(BaseException):
+    """The process was told to end by a signal; a BaseException, so that nobody on the way takes it for a failure."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class TrainJobRun:
     Attributes:
         jobs: Kubernetes.
         manifest: The job, from `train_job`.
+        forget: Removes what the ranks of an earlier attempt have written about their failure.
         failure: What a rank has written about its failure, or None; asked again and again.
         finished: Whether the result is there: a job that is complete without it is made anew.
         sleep: Waits so many seconds.
@@ -88,6 +89,7 @@ class TrainJobRun:
 
     jobs: Jobs
     manifest: Mapping[str, Any]
+    forget: Callable[[], None]
     failure: Callable[[], PlmsaeError | None]
     finished: Callable[[], bool]
     sleep: Callable[[float], None] = time.sleep
@@ -140,6 +142,8 @@ class TrainJobRun:
                 logger.info("%s of an earlier attempt is removed", self.where)
                 self._remove()
                 job = None
+        if job is None:
+            self.forget()
         if job is None and self._patient(lambda: self.jobs.create(self.manifest)):
             logger.info("%s created", self.where)
         else:
@@ -172,7 +176,9 @@ class TrainJobRun:
         while True:
             job = self._patient(lambda: self.jobs.get(self.name))
             pods = log.look()
-            if (said := self.failure()) is not None:
+            said = self.failure()
+            # What may be tried again, as the loss of a node, is the runtime's to try again.
+            if said is not None and not isinstance(said, TryAgainError):
                 self._lost(log, pods)
                 self._remove()
                 raise said
@@ -191,7 +197,7 @@ class TrainJobRun:
                 return
             if state.name == "Failed":
                 self._lost(log, pods)
-                raise self._failed(state, pods)
+                raise said or self._failed(state, pods)
             if self.clock() - began > limit:
                 raise TryAgainError(
                     f"the TrainJob has not ended after {limit / 3600:.1f} h; {self._stopped()}",
