@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.config import incluster_config
 
 from plmsae.cluster import train_job_run
 from plmsae.cluster.placement import Placement
@@ -20,8 +22,9 @@ from plmsae.cluster.train_job import KEY_ANNOTATION, job_name, torchrun, train_j
 from plmsae.cluster.train_job_run import TrainJobRun
 from plmsae.cluster.trainer_api import TrainJobs
 from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError
+from tests.cluster.test_connection import self_signed
 from tests.cluster.test_train_job import settings
-from tests.cluster.trainer_server import GROUP, NAMESPACE, Cluster, Fault, role_rules, trainer_server
+from tests.cluster.trainer_server import GROUP, NAMESPACE, TOKEN, Cluster, Fault, role_rules, trainer_server
 
 KEY = 32 * "5a"
 NAME = job_name(KEY)
@@ -343,3 +346,21 @@ def test_outside_a_cluster_the_way_in_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="started from a pod") as raised:
         TrainJobs(NAMESPACE)
     assert "plmsae submit" in str(raised.value.fix)
+
+
+def test_in_a_pod_the_token_and_the_authority_are_those_of_its_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, token = self_signed(tmp_path), tmp_path / "token"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    token.write_text(TOKEN)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate))
+    with trainer_server(context) as server:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", server.host.rpartition(":")[2])
+        assert TrainJobs(NAMESPACE).get("none") is None
+        token.write_text("another")
+        with pytest.raises(UserError, match="does not accept the token"):
+            TrainJobs(NAMESPACE).get("none")

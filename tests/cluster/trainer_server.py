@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -315,12 +316,14 @@ class Cluster:
 
 
 @contextmanager
-def trainer_server() -> Iterator[Cluster]:
+def trainer_server(tls: ssl.SSLContext | None = None) -> Iterator[Cluster]:
     """Serve on a free port of this machine until the block ends; then everything that runs is killed."""
     cluster = Cluster()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"cluster": cluster}))
     server.daemon_threads = True
-    cluster.host = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    cluster.host = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

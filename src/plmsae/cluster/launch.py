@@ -11,6 +11,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from plmsae.cluster.train_job import TrainJobSettings, torchrun, train_job
+from plmsae.cluster.train_job_run import TrainJobRun
+from plmsae.cluster.trainer_api import TrainJobs
 from plmsae.errors import PlmsaeError, UserError
 
 # Set by the pipeline: what the job is made of, and the namespace of the task.
@@ -20,15 +22,24 @@ NAMESPACE_VARIABLE = "PLMSAE_NAMESPACE"
 
 @dataclass(frozen=True)
 class TrainJobLauncher:
-    """Starts processes as a TrainJob.
+    """Starts processes as a TrainJob; the `Nodes` of `plmsae.training.nodes`.
 
     Attributes:
         settings: What the job is made of.
         namespace: Namespace of this task.
+        cache: Folder of a node's own, on its volume for temporary files.
+        connect: Gives the TrainJobs of a namespace.
     """
 
     settings: TrainJobSettings
     namespace: str
+    cache: str = "/tmp/plmsae-blocks"
+    connect: Callable[[str], TrainJobs] = TrainJobs
+
+    @property
+    def device(self) -> str:
+        """`cuda` where the nodes have GPUs (ROCm goes by this name as well), else `cpu`."""
+        return "cpu" if self.settings.placement.gpu_type is None else "cuda"
 
     @classmethod
     def from_environment(cls) -> TrainJobLauncher | None:
@@ -118,9 +129,6 @@ class TrainJobLauncher:
             PlmsaeError: What a process said.
             TryAgainError: The job failed without a word or was stopped, or Kubernetes does not answer.
         """
-        from plmsae.cluster.train_job_run import TrainJobRun
-        from plmsae.cluster.trainer_api import TrainJobs
-
         if not job.resolve().is_relative_to(Path(self.settings.state_folder).resolve()):
             raise UserError(
                 f"'{job}' is not on the state volume, where the nodes of the TrainJob could read it",
@@ -128,4 +136,4 @@ class TrainJobLauncher:
                 fix="keep the state there: PLMSAE_STATE, which a pipeline compiled with --state-claim sets",
             )
         manifest = train_job(key, self.namespace, torchrun(module, [str(job)], self.settings), self.settings)
-        TrainJobRun(TrainJobs(self.namespace), manifest, forget, failure, finished).run()
+        TrainJobRun(self.connect(self.namespace), manifest, forget, failure, finished).run()

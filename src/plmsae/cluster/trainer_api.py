@@ -201,7 +201,13 @@ class TrainJobs:
             return TryAgainError(
                 f"the API of Kubernetes answers {error.status}: {said}", where=self.host, fix="run it again later"
             )
-        if error.status in (401, 403) and "admission webhook" not in said:
+        if error.status == 401:
+            return UserError(
+                f"Kubernetes does not accept the token of this pod: {said}",
+                where=place,
+                fix="its service account must exist; run the task again in a new pod",
+            )
+        if error.status == 403 and "admission webhook" not in said:
             group = f" of group {GROUP}" if resource == PLURAL else ""
             account = re.search(r'User "([^"]+)"', said)
             who = f"'{account[1]}'" if account else "the account of this pod"
