@@ -52,21 +52,39 @@ class Ranks:
         """See `Group`."""
         lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
         lengths[self.rank] = len(x)
-        dist.all_reduce(lengths)
-        sizes = lengths.tolist()
+        sizes = self.sum_(lengths).tolist()
         padded = torch.zeros(max(sizes), *x.shape[1:], dtype=x.dtype, device=self.device)
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
+        with _together():
+            dist.all_gather(parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes)]).to(x.device)
 
     def _reduce(self, x: Tensor, how: Any) -> Tensor:
-        if x.device == self.device and x.is_contiguous():
-            dist.all_reduce(x, how)
-            return x
-        moved = x.to(self.device).contiguous()
-        dist.all_reduce(moved, how)
-        return x.copy_(moved)
+        with _together():
+            if x.device == self.device and x.is_contiguous():
+                dist.all_reduce(x, how)
+                return x
+            moved = x.to(self.device).contiguous()
+            dist.all_reduce(moved, how)
+            return x.copy_(moved)
+
+
+def use_gpu() -> torch.device:
+    """Make the GPU of this process, by LOCAL_RANK, the one that `cuda` means.
+
+    Raises:
+        UserError: The machine has fewer.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            where="train_sae.num_processes",
+            fix="start at most one process per GPU",
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
 @contextmanager
@@ -87,30 +105,37 @@ def joined(device: str) -> Iterator[Ranks]:
             where="environment",
             fix="start it with torchrun, or train with train_sae.num_processes",
         )
-    place = torch.device("cpu")
-    if device == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}",
-                where="train_sae.num_processes",
-                fix="start at most one process per GPU",
-            )
-        torch.cuda.set_device(local)
-        place = torch.device("cuda", local)
+    place = use_gpu() if device == "cuda" else torch.device("cpu")
     try:
         dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=place if device == "cuda" else None)
-    except (dist.DistError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise TryAgainError(
             f"the processes of the training did not find each other: {error}",
             where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
             fix="run it again; it goes on from the last checkpoint",
         ) from error
     try:
-        yield Ranks(place)
-        dist.barrier()  # nobody leaves while another still reads from it
+        ranks = Ranks(place)
+        yield ranks
+        ranks.sum_(torch.zeros(1))  # nobody leaves while another still reads from it
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around what needs the other processes.
+
+    Raises:
+        TryAgainError: One of them is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo and NCCL have no class of their own for it
+        raise TryAgainError(
+            f"another process of the training does not answer: {str(error).splitlines()[0]}",
+            fix="run it again; it goes on from the last checkpoint",
+        ) from error
 
 
 def average_(tensors: Sequence[Tensor], group: Group) -> None:

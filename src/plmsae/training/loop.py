@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -202,6 +202,17 @@ def train_all(
             run.progress = progress if group.rank == 0 else None
             stream = StepStream(source, module.num_steps_done, settings.num_steps, num_workers)
             _fit(module, stream, settings, checkpoints)
+    return [_result(member) for member in module.members]
+
+
+def finished(plans: Sequence[Plan], checkpoints: Path) -> list[Trained | Failed] | None:
+    """What `train_all` returned for these plans, wherever it ran, from its last checkpoint; None if there is none."""
+    checkpoint = latest_checkpoint(checkpoints)
+    if checkpoint is None or checkpoint.step != plans[0].settings.num_steps:
+        return None
+    here = [replace(plan, settings=replace(plan.settings, device="cpu")) for plan in plans]  # it may have no GPU
+    module = SaeModule([_member(plan, None, SOLO) for plan in here], lambda _: None)
+    module.restore(checkpoint)
     return [_result(member) for member in module.members]
 
 
