@@ -100,7 +100,8 @@ def start(run: Resolved, norm: float, checkpoints: Path) -> None:
         state[f"adam.{name}.step"] = torch.tensor(0.0, dtype=torch.float32)
     state |= {"tokens_since_fired": torch.zeros(theirs.N, dtype=torch.int64), "window": torch.zeros(5)}
     member = {"name": "sae", "curves": [], "variance": 1.0, "failed": None}
-    info = {"source": Formula().state(), "members": [member]}
+    last_step = {"resampled_at": 0, "penalty_factor": 1.0, "rates": [0.0] * (1 + len(sae.own_group))}
+    info = {"source": Formula().state(), "pending": False, "members": [member | last_step]}
     save_checkpoint(checkpoints, Checkpoint(0, {f"0.{name}": value for name, value in state.items()}, info))
 
 

@@ -9,12 +9,18 @@ from plmsae.saes.dictionary import Dictionary
 from plmsae.training.checkpoint import latest_checkpoint
 from plmsae.training.loop import train
 from plmsae.training.member import Member, Plan
-from plmsae.training.resampling import resample
+from plmsae.training.resampling import new_directions
 from tests.training.streams import D_MODEL, Rows, activations, small_config, small_settings
 from tests.training.test_architectures import CONFIGS, SETTINGS, Interrupted
 
 every = pytest.mark.parametrize("architecture", trainable_architectures())
 DEAD = torch.tensor([3, 5, 40])
+
+
+def resample(sae: Dictionary, source: Rows, latents: torch.Tensor, num_rows: int, generator: torch.Generator) -> None:
+    directions = new_directions(sae, source, latents, num_rows, generator)
+    if directions is not None:
+        sae.revive(latents, directions)
 
 
 def built(architecture: str = "relu") -> Dictionary:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -79,17 +80,28 @@ class StepStream(IterableDataset[Tensor]):
         last: Step before which it ends.
         num_workers: Threads that make batches ahead, at most 2 * num_workers + 1 of them; 0 makes each when it is
             wanted. Threads and not processes: they share the memory of one reader, and the order is the same.
+        waiting: A context to wait for each batch in, e.g. `Interruption.at_once`.
     """
 
-    def __init__(self, source: BatchSource, first: int, last: int, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        source: BatchSource,
+        first: int,
+        last: int,
+        num_workers: int = 0,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         super().__init__()
         self.source, self.first, self.last, self.num_workers = source, first, last, num_workers
+        self.waiting = waiting
 
     def __iter__(self) -> Iterator[Tensor]:
         steps = range(self.first, self.last)
-        if not self.num_workers:
-            return map(self.source.batch, steps)
-        return ordered_map(self.source.batch, steps, self.num_workers)
+        ahead = ordered_map(self.source.batch, steps, self.num_workers) if self.num_workers else None
+        for step in steps:
+            with self.waiting():
+                x = self.source.batch(step) if ahead is None else next(ahead)
+            yield x
 
 
 def check_state(saved: Mapping[str, int], now: Mapping[str, int], where: str) -> None:

@@ -1,7 +1,12 @@
-"""A row of the curves: how the training went since the last one, and how well held-out rows are reconstructed."""
+"""A row of the curves: how the training went since the last one, and how well held-out rows are reconstructed.
+
+Measuring changes no state but a threshold for all latents, which is a function of the weights and the held-out rows:
+it may be cut anywhere and done again.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,8 +31,10 @@ def check_error(member: Member) -> None:
         raise member.diverged(f"FVU is {fvu:.3g} at step {member.num_steps_done}")
 
 
-def look(members: Sequence[Member], valid: BatchSource, num_valid_rows: int, device: str) -> None:
-    """Add a row to the curves of every member, and begin a new window; the held-out rows are read once for all.
+def measure(
+    members: Sequence[Member], valid: BatchSource, num_valid_rows: int, device: str
+) -> list[ReconstructionMetrics]:
+    """How well every member reconstructs held-out rows, which are read once for all.
 
     A threshold for all latents, where an architecture has one, is calibrated on the same held-out rows.
 
@@ -49,13 +56,30 @@ def look(members: Sequence[Member], valid: BatchSource, num_valid_rows: int, dev
         for member, metric in zip(members, metrics):
             if len(x):
                 metric.update(member.sae, x)
-    for member, metric in zip(members, metrics):
+    for metric in metrics:
         metric.add_up(group)
-        member.curves.append(_row(member, metric))
-        member.window.zero_()
+    return metrics
+
+
+def add_row(member: Member, metrics: ReconstructionMetrics) -> None:
+    """Add a row to the curves of a member, and begin a new window.
+
+    Raises:
+        DataError: A number of the row is not finite, or held-out rows are reconstructed far worse than at the start.
+    """
+    row = _row(member, metrics)
+    wrong = [name for name, value in row.items() if not math.isfinite(value)]
+    if wrong:
+        raise member.diverged(f"{wrong[0]} is {row[wrong[0]]} at step {member.num_steps_done}")
+    first = member.curves[0]["valid_fvu"] if member.curves else row["valid_fvu"]
+    if row["valid_fvu"] > DIVERGED * max(1.0, first):
+        raise member.diverged(f"FVU on held-out rows is {row['valid_fvu']:.3g} at step {member.num_steps_done}")
+    member.curves.append(row)
+    member.window.zero_()
 
 
 def _row(member: Member, metrics: ReconstructionMetrics) -> dict[str, float]:
+    measured = metrics.compute()
     loss, _, aux, active, num_steps = member.window.tolist()
     row = {
         "step": member.num_steps_done,
@@ -65,7 +89,9 @@ def _row(member: Member, metrics: ReconstructionMetrics) -> dict[str, float]:
         "l0": active / num_steps,
         "dead_fraction": float(member.dead.double().mean()),
         "aux_loss": aux / num_steps,
-        "valid_fvu": float(metrics.compute()["fvu"]),
+        "valid_fvu": float(measured["fvu"]),
+        "valid_l0": float(measured["l0"]),
+        "valid_dead_fraction": float(measured["dead_fraction"]),
         "learning_rate": member.optimizer.param_groups[0]["lr"],
     }
     if member.penalty is not None:

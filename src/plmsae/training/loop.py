@@ -24,16 +24,18 @@ from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary
 from plmsae.saes.group import SOLO, Group
 from plmsae.training.center import starting_center
-from plmsae.training.checkpoint import latest_checkpoint, latest_step, save_checkpoint
+from plmsae.training.checkpoint import Checkpoint, latest_checkpoint, latest_step, save_checkpoint
 from plmsae.training.data import BatchSource, StepStream, all_rows, check_state
 from plmsae.training.group import differing, from_first_, of_first
-from plmsae.training.look import check_error, look
+from plmsae.training.interruption import Interruption, StopError
+from plmsae.training.look import add_row, check_error, measure
 from plmsae.training.member import Failed, Member, Plan
 from plmsae.training.module import SaeModule
-from plmsae.training.resampling import resample
+from plmsae.training.resampling import new_directions
 from plmsae.training.settings import TrainingSettings, multiplies_bfloat16
 
 logger = logging.getLogger("plmsae")
+ASK_EVERY = 16
 # What members of one training have in common: the batches, and when to look at them and save them.
 _SHARED = (
     "batch_size",
@@ -53,8 +55,9 @@ class Trained:
     Attributes:
         sae: The SAE, on the CPU, for rows of unit mean squared norm; its threshold, if it has one for all latents, is
             calibrated on the held-out rows of the last look.
-        curves: One row per look: step, tokens, loss, fvu, l0, dead_fraction, aux_loss, valid_fvu, learning_rate,
-            and, if there is one, the penalty's weight.
+        curves: One row per look: step, tokens, loss, fvu, l0, dead_fraction, aux_loss, valid_fvu, valid_l0,
+            valid_dead_fraction (silent on every one of the held-out rows), learning_rate, and, if there is one, the
+            penalty's weight.
         dead_fraction: Latents that were silent for the last `dead_after_tokens` training tokens.
     """
 
@@ -67,32 +70,69 @@ class _Run:
     """What happens after each step."""
 
     def __init__(
-        self, settings: TrainingSettings, source: BatchSource, valid: BatchSource, checkpoints: Path, group: Group
+        self,
+        settings: TrainingSettings,
+        source: BatchSource,
+        valid: BatchSource,
+        checkpoints: Path,
+        group: Group,
+        interruption: Interruption,
     ) -> None:
         self.settings, self.source, self.valid, self.checkpoints = settings, source, valid, checkpoints
-        self.group = group
+        self.group, self.interruption = group, interruption
         self.progress: Progress | None = None
+        self._saved = (0, False)
 
     def after_step(self, module: SaeModule) -> None:
-        """Report, look and save where a step is due for it."""
-        step, settings = module.num_steps_done, self.settings
-        last = step == settings.num_steps
-        looks = last or step % settings.validate_every == 0
-        saves = last or step % settings.checkpoint_every == 0
-        if looks or saves:
-            module.each(Member.check_finite)
-        if looks:
-            module.each(check_error)
-            look(module.alive, self.valid, settings.num_valid_rows, settings.device)
-        for member in module.alive:
-            if step in member.settings.resample_steps:
-                self._resample(member)
-        if self.progress is not None:
-            self.progress.update(settings.batch_size, **_shown(module))
-        if saves:
-            self._save(module)
+        """Look, resample, report and save where a step is due for it; end here if a signal came.
 
-    def _save(self, module: SaeModule) -> None:
+        Raises:
+            DataError: The last member diverged.
+            StopError: A signal came.
+        """
+        self.finish(module)
+        if self.progress is not None:
+            self.progress.update(self.settings.batch_size, **_shown(module))
+        if self._due(module, self.settings.checkpoint_every):
+            self.save(module)
+        # Of several processes each is asked whether a signal came; on GPUs no step should wait for the one before.
+        if self.group.size == 1 or self.settings.device == "cpu" or module.num_steps_done % ASK_EVERY == 0:
+            self.interruption.stop()
+
+    def finish(self, module: SaeModule) -> None:
+        """What is due after a step and was not done yet: all of it, unless a signal cut it off last time.
+
+        Raises:
+            DataError: The last member diverged.
+            StopError: A signal came; nothing is half done.
+        """
+        step, settings = module.num_steps_done, self.settings
+        looks = self._due(module, settings.validate_every)
+        if looks:
+            module.each(Member.check_finite)
+            module.each(Member.check_weights)
+        if looks and not all(member.curves and member.curves[-1]["step"] == step for member in module.alive):
+            module.each(check_error)
+            members = module.alive
+            with self.interruption.at_once():
+                measured = measure(members, self.valid, settings.num_valid_rows, settings.device)
+            found = dict(zip(members, measured))
+            module.each(lambda member: add_row(member, found[member]))
+        for member in module.alive:
+            if step in member.settings.resample_steps and member.resampled_at != step:
+                self._resample(member)
+        module.pending = False
+
+    def save(self, module: SaeModule) -> None:
+        """Write a checkpoint, unless there is nothing new since the last one.
+
+        Raises:
+            DataError: The last member diverged; the checkpoints that are there stay.
+        """
+        if (module.num_steps_done, module.pending) == self._saved:
+            return
+        module.each(Member.check_finite)
+        module.each(Member.check_weights)
         weights = [parameter.detach() for member in module.alive for parameter in member.sae.parameters()]
         if differing(weights, self.group):
             raise TryAgainError(
@@ -102,14 +142,31 @@ class _Run:
             )
         if self.group.rank == 0:
             save_checkpoint(self.checkpoints, module.checkpoint(self.source.state()))
+        self.kept(module)
+
+    def kept(self, module: SaeModule) -> None:
+        """Take note that the state is on disk."""
+        step = module.num_steps_done
+        self._saved = (step, module.pending)
+        if step:
+            self.interruption.kept = f"a checkpoint after step {step} of {self.settings.num_steps} is kept"
+
+    def _due(self, module: SaeModule, every: int) -> bool:
+        step = module.num_steps_done
+        return step == self.settings.num_steps or step % every == 0
 
     def _resample(self, member: Member) -> None:
         dead = member.dead.nonzero().flatten()
         if len(dead) and isinstance(member.sae, Dictionary):
             # Of the step alone, so that a resumed run draws alike.
             generator = torch.Generator().manual_seed(member.settings.seed + member.num_steps_done)
-            resample(member.sae, self.source, dead, member.settings.num_resample_rows, generator)
+            with self.interruption.at_once():
+                num_rows = member.settings.num_resample_rows
+                directions = new_directions(member.sae, self.source, dead, num_rows, generator)
+            if directions is not None:
+                member.sae.revive(dead, directions)
             member.forget(dead)
+        member.resampled_at = member.num_steps_done
 
 
 def _shown(module: SaeModule) -> dict[str, float]:
@@ -181,27 +238,40 @@ def train_all(
             got other batches, e.g. among another number of processes.
         DataError: Rows that are not finite or do not vary; all trainings diverged. The message names the last good
             checkpoint.
+        TryAgainError: SIGTERM came; the message names the step of the checkpoint that is kept.
+        KeyboardInterrupt: SIGINT came; a checkpoint is kept as well.
     """
     _check(plans)
+    with Interruption(group) as interruption:
+        return _train_all(plans, source, valid, checkpoints, num_workers, group, interruption)
+
+
+def _train_all(
+    plans: Sequence[Plan],
+    source: BatchSource,
+    valid: BatchSource,
+    checkpoints: Path,
+    num_workers: int,
+    group: Group,
+    interruption: Interruption,
+) -> list[Trained | Failed]:
     settings = plans[0].settings
     if any(plan.settings.precision == "bfloat16" for plan in plans) and not multiplies_bfloat16(settings.device):
         logger.warning("train_sae.precision bfloat16: this machine has no fast bf16 products; float32 would be faster")
-    run = _Run(settings, source, valid, checkpoints, group)
-    checkpoint = of_first(latest_checkpoint(checkpoints) if group.rank == 0 else None, group)
-    if checkpoint is None:
-        sample = _sample(source, settings.num_init_rows, group)
-        module = SaeModule([_member(plan, sample, group) for plan in plans], run.after_step)
-    else:
-        check_state(checkpoint.info["source"], source.state(), str(checkpoints))
-        module = SaeModule([_member(plan, None, group) for plan in plans], run.after_step)
-        module.restore(checkpoint)
-        logger.info("train_sae resumes after step %d of %d", checkpoint.step, settings.num_steps)
+    run = _Run(settings, source, valid, checkpoints, group, interruption)
+    with interruption.at_once():
+        checkpoint = of_first(latest_checkpoint(checkpoints) if group.rank == 0 else None, group)
+        module = _module(plans, source, run, checkpoint)
+    interruption.keep = lambda: run.save(module)
+    if module.pending:
+        run.finish(module)
+        run.save(module)
     if module.num_steps_done < settings.num_steps:
         total, done = (steps * settings.batch_size for steps in (settings.num_steps, module.num_steps_done))
         with Progress("train_sae", total, "tokens", done=done) as progress:
             run.progress = progress if group.rank == 0 else None
-            stream = StepStream(source, module.num_steps_done, settings.num_steps, num_workers)
-            _fit(module, stream, settings, checkpoints)
+            stream = StepStream(source, module.num_steps_done, settings.num_steps, num_workers, interruption.at_once)
+            _fit(module, stream, run)
     return [_result(member) for member in module.members]
 
 
@@ -270,6 +340,19 @@ def _member(plan: Plan, sample: Tensor | None, group: Group) -> Member:
     return Member(plan, sae.to(settings.device), variance, group)
 
 
+def _module(plans: Sequence[Plan], source: BatchSource, run: _Run, checkpoint: Checkpoint | None) -> SaeModule:
+    """All members, before their first step or after that of the checkpoint."""
+    if checkpoint is None:
+        sample = _sample(source, run.settings.num_init_rows, run.group)
+        return SaeModule([_member(plan, sample, run.group) for plan in plans], run.after_step)
+    check_state(checkpoint.info["source"], source.state(), str(run.checkpoints))
+    module = SaeModule([_member(plan, None, run.group) for plan in plans], run.after_step)
+    module.restore(checkpoint)
+    run.kept(module)
+    logger.info("train_sae resumes after step %d of %d", checkpoint.step, run.settings.num_steps)
+    return module
+
+
 def _result(member: Member) -> Trained | Failed:
     if member.failed is not None:
         return member.failed
@@ -278,8 +361,9 @@ def _result(member: Member) -> Trained | Failed:
     return Trained(member.sae.cpu().requires_grad_(False), member.curves, dead)
 
 
-def _fit(module: SaeModule, stream: StepStream, settings: TrainingSettings, checkpoints: Path) -> None:
+def _fit(module: SaeModule, stream: StepStream, run: _Run) -> None:
     """Let Lightning turn the remaining steps; errors of the training name the last good checkpoint."""
+    settings, checkpoints = run.settings, run.checkpoints
     with _quiet_lightning(), tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             accelerator=settings.device,
@@ -300,8 +384,10 @@ def _fit(module: SaeModule, stream: StepStream, settings: TrainingSettings, chec
             good = f"last good checkpoint: step {step}" if step is not None else "no checkpoint was written yet"
             place = f"{error.where}; {good}" if error.where else good
             raise DataError(error.problem, where=place, fix=error.fix) from error
-        except SystemExit as error:
-            raise KeyboardInterrupt from error  # Lightning turns Ctrl-C into an exit; the caller must see it as it is
+        except (StopError, SystemExit) as error:  # Lightning makes an exit of signals that it sees between steps
+            if not run.interruption.requested:
+                raise KeyboardInterrupt from error  # one that was raised and not sent; the caller must see it as it is
+            run.interruption.stop()
 
 
 @contextmanager

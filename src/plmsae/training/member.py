@@ -79,6 +79,7 @@ class Member(nn.Module):
         curves: One row per look.
         failed: Set once it diverged; then it takes no more steps.
         num_steps_done: Its steps so far.
+        resampled_at: Step after which dead latents were last started anew; 0 for never.
     """
 
     tokens_since_fired: Tensor
@@ -90,7 +91,7 @@ class Member(nn.Module):
         self.plan, self.settings, self.sae, self.variance = plan, plan.settings, sae, variance
         self.curves: list[dict[str, float]] = []
         self.failed: Failed | None = None
-        self.num_steps_done = 0
+        self.num_steps_done = self.resampled_at = 0
         # Sums since the last row of the curves: loss, squared error, AuxK or penalty, active latents; and their number.
         self.register_buffer("window", torch.zeros(5, dtype=torch.float64))
         # Training tokens since each latent last fired; all start as if they had just done so.
@@ -163,6 +164,19 @@ class Member(nn.Module):
         if not bool(torch.isfinite(self.window).all()):
             raise self.diverged(f"the loss of step {self.num_steps_done} is not finite")
 
+    def check_weights(self) -> None:
+        """Stop if a weight is not finite: before a checkpoint, which a resume would start from.
+
+        A gradient can overflow in the step of a loss that does not.
+
+        Raises:
+            DataError: Names the parameter.
+        """
+        finite = torch.stack([torch.isfinite(parameter).all() for parameter in self.sae.parameters()])
+        if not bool(finite.all()):
+            names = [name for name, _ in self.sae.named_parameters()]
+            raise self.diverged(f"{names[int(finite.int().argmin())]} is not finite after step {self.num_steps_done}")
+
     def diverged(self, how: str) -> DataError:
         """The error of a training that cannot go on."""
         return DataError(
@@ -202,11 +216,23 @@ class Member(nn.Module):
     def info(self) -> dict[str, Any]:
         """What is not a tensor, JSON-like."""
         failed = None if self.failed is None else asdict(self.failed)
-        return {"name": self.plan.name, "variance": self.variance, "curves": self.curves, "failed": failed}
+        return {
+            "name": self.plan.name,
+            "variance": self.variance,
+            "curves": self.curves,
+            "failed": failed,
+            "resampled_at": self.resampled_at,
+            # Of the last step, for a row of the curves that is still to come.
+            "rates": [group["lr"] for group in self.optimizer.param_groups],
+            "penalty_factor": float(self.sae.penalty_factor),
+        }
 
     def restore(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """Go on after `step` from what `tensors` and `info` gave."""
         self.num_steps_done, self.variance, self.curves = step, float(info["variance"]), list(info["curves"])
+        self.resampled_at, self.sae.penalty_factor = info["resampled_at"], info["penalty_factor"]
+        for group, rate in zip(self.optimizer.param_groups, info["rates"], strict=True):
+            group["lr"] = rate
         if info["failed"] is not None:
             self.failed = Failed(**info["failed"])
             return

@@ -26,6 +26,7 @@ class SaeModule(LightningModule):
 
     Attributes:
         num_steps_done: Batches so far.
+        pending: Whether something is still to do after the last step, e.g. a row of the curves.
     """
 
     def __init__(self, members: Sequence[Member], after_step: Callable[[SaeModule], None]) -> None:
@@ -34,6 +35,7 @@ class SaeModule(LightningModule):
         self._members = nn.ModuleList(members)
         self.after_step = after_step
         self.num_steps_done = 0
+        self.pending = False
 
     @property
     def members(self) -> list[Member]:
@@ -58,6 +60,7 @@ class SaeModule(LightningModule):
         del batch_index
         self.each(lambda member: member.step(batch))
         self.num_steps_done += 1
+        self.pending = True
         self.after_step(self)
 
     def each(self, act: Callable[[Member], None]) -> None:
@@ -84,12 +87,13 @@ class SaeModule(LightningModule):
         tensors: dict[str, Tensor] = {}
         for place, member in enumerate(self.members):
             tensors |= {f"{place}.{name}": tensor for name, tensor in member.tensors().items()}
-        info: dict[str, Any] = {"source": dict(source), "members": [member.info() for member in self.members]}
+        members = [member.info() for member in self.members]
+        info: dict[str, Any] = {"source": dict(source), "pending": self.pending, "members": members}
         return Checkpoint(self.num_steps_done, tensors, info)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; call before the loop starts."""
-        self.num_steps_done = checkpoint.step
+        self.num_steps_done, self.pending = checkpoint.step, bool(checkpoint.info["pending"])
         for place, (member, info) in enumerate(zip(self.members, checkpoint.info["members"], strict=True)):
             prefix = f"{place}."
             tensors = {

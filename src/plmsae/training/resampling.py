@@ -10,8 +10,10 @@ from plmsae.training.data import BatchSource, rows
 
 
 @torch.no_grad()
-def resample(sae: Dictionary, source: BatchSource, latents: Tensor, num_rows: int, generator: torch.Generator) -> None:
-    """Point latents at rows drawn with probability proportional to the square of their loss.
+def new_directions(
+    sae: Dictionary, source: BatchSource, latents: Tensor, num_rows: int, generator: torch.Generator
+) -> Tensor | None:
+    """Where to point latents: at rows drawn with probability proportional to the square of their loss.
 
     The loss is the squared error, so a row that is reconstructed twice as badly in norm is drawn 16 times as often.
     Directions are rows minus b_dec, what the encoder sees. No row is drawn twice while there are enough.
@@ -23,6 +25,9 @@ def resample(sae: Dictionary, source: BatchSource, latents: Tensor, num_rows: in
         latents: int64 [m], which to start anew; see `Dictionary.revive`.
         num_rows: Rows, at most, to look at; Bricken et al. take 819,200.
         generator: CPU generator of the draw.
+
+    Returns:
+        Directions [m, d] for `Dictionary.revive`; None if nothing is left to explain. No weight was changed.
     """
     device = sae.b_dec.device
     if sae.calibrated:
@@ -37,7 +42,7 @@ def resample(sae: Dictionary, source: BatchSource, latents: Tensor, num_rows: in
         start += sum(lengths)
     weights = torch.cat(losses).double().square()
     if not bool(weights.sum() > 0):
-        return  # nothing is left to explain
+        return None
     weights = weights / weights.sum()
     enough = int((weights > 0).sum()) >= len(latents)
     chosen = torch.multinomial(weights, len(latents), replacement=not enough, generator=generator)
@@ -45,4 +50,4 @@ def resample(sae: Dictionary, source: BatchSource, latents: Tensor, num_rows: in
     for first, x in zip(starts, rows(source, num_rows, group)):
         inside = (chosen >= first) & (chosen < first + len(x))
         directions[inside.to(device)] = x[chosen[inside] - first].to(directions)
-    sae.revive(latents, group.sum_(directions) - sae.b_dec)
+    return group.sum_(directions) - sae.b_dec
