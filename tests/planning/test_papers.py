@@ -12,8 +12,8 @@ from plmsae.planning.papers import paper, paper_names, preset_file
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_paper_has_its_preset_and_every_preset_but_the_demo_its_paper() -> None:
-    assert {path.stem for path in (ROOT / "presets").glob("*.yaml")} == {*paper_names(), "full-demo"}
+def test_every_paper_has_its_preset() -> None:
+    assert {*paper_names(), "full-demo"} <= {path.stem for path in (ROOT / "presets").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", paper_names())
