@@ -110,9 +110,13 @@ def configure_exit(task: dsl.PipelineTask) -> dsl.PipelineTask:
     return _in_namespace(task.set_caching_options(False), 1)
 
 
-def defaults() -> dict[str, Any]:
-    """Pipeline parameter -> its default: what `params.yaml` says at compile time."""
-    return pipeline_arguments(ParamsFile(_PARAMS))
+def defaults(*stage_ids: str) -> dict[str, Any]:
+    """Pipeline parameter -> its default: what `params.yaml` says at compile time.
+
+    Args:
+        stage_ids: Stages of the pipeline, by default those of `train`.
+    """
+    return pipeline_arguments(ParamsFile(_PARAMS), stage_ids or None)
 
 
 def _identified(task: dsl.PipelineTask) -> None:

@@ -13,7 +13,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from plmsae import cli
 from plmsae.params import ParamsFile, params_sha256
-from plmsae.stages.catalog import stages
+from plmsae.stages.catalog import stages_of
 from plmsae.stages.executor_input import resolve_params
 from tests.cluster.conftest import ROOT, SOURCE
 from tests.cluster.kfp_server import KfpServer
@@ -72,9 +72,9 @@ def test_every_stage_of_a_run_gets_the_parameters_of_the_file(
     spec = json_format.ParseDict(next(yaml.safe_load_all(package)), pipeline_spec_pb2.PipelineSpec())
     got = dict(tasks(spec, run["runtime_config"]["parameters"]))
     file = ParamsFile(ROOT / "params.yaml", options[1::2])
-    assert set(got) == set(stages())
+    assert set(got) == set(stages_of("train"))
     for stage_id, values in got.items():
-        stage = stages()[stage_id]
+        stage = stages_of("train")[stage_id]
         params = resolve_params(stage, values)
         assert params == file.load(stage.params, stage.section), stage_id
         assert params_sha256(params) == params_sha256(file.load(stage.params, stage.section)), stage_id

@@ -18,7 +18,7 @@ from plmsae.cluster.sections import pipeline_arguments
 from plmsae.cluster.train_job import TrainJobSettings
 from plmsae.errors import UserError
 from plmsae.params import ParamsFile
-from plmsae.stages.catalog import stages
+from plmsae.stages.catalog import stages, stages_of
 from plmsae.stages.components import EXAMPLE_IMAGE, function_name, task_name
 from tests.workspace import BIN, ROOT, call
 
@@ -69,7 +69,7 @@ def test_the_committed_components_are_current_and_can_be_loaded() -> None:
 
 def test_every_stage_gets_what_it_declares(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
     specification, platform = package
-    for stage in stages().values():
+    for stage in stages_of("train").values():
         name, need = task_name(stage), stage.resources
         container = executor(specification, name)["container"]
         assert container["command"] == ["plmsae", "run", stage.id]
@@ -105,8 +105,8 @@ def test_side_effects_are_never_cached_and_nothing_is_by_tag(
     package: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     cached = {n for n, t in tasks(package[0]).items() if t.get("cachingOptions", {}).get("enableCache")}
-    pure = {task_name(stage) for stage in stages().values() if not stage.side_effects}
-    assert cached & {task_name(stage) for stage in stages().values()} == pure
+    pure = {task_name(stage) for stage in stages_of("train").values() if not stage.side_effects}
+    assert cached & {task_name(stage) for stage in stages_of("train").values()} == pure
     assert "report-outcome" not in cached
     text = compile_pipeline("train", image="plmsae:dev", root=ROOT, allow_tag=True)
     by_tag = next(yaml.safe_load_all(text))
@@ -116,7 +116,7 @@ def test_side_effects_are_never_cached_and_nothing_is_by_tag(
 def test_a_volume_for_checkpoints_goes_to_the_stages_that_leave_some() -> None:
     text = compile_pipeline("train", image=CPU, root=ROOT, state_claim="plmsae-state")
     specification, platform = yaml.safe_load_all(text)
-    for stage in stages().values():
+    for stage in stages_of("train").values():
         mounts = executor(platform["platforms"]["kubernetes"], task_name(stage)).get("pvcMount", [])
         variables = executor(specification, task_name(stage))["container"].get("env", [])
         assert [(item["constant"], item["mountPath"]) for item in mounts] == (
@@ -126,7 +126,7 @@ def test_a_volume_for_checkpoints_goes_to_the_stages_that_leave_some() -> None:
 
 
 def test_what_registers_knows_its_run_and_image(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    for stage in stages().values():
+    for stage in stages_of("train").values():
         settings = executor(package[1]["platforms"]["kubernetes"], task_name(stage))
         variables = {item["name"]: item["fieldPath"] for item in settings.get("fieldPathAsEnv", [])}
         annotations = settings.get("podMetadata", {}).get("annotations", {})
@@ -223,7 +223,7 @@ def test_a_placement_sends_tasks_with_a_gpu_to_its_nodes() -> None:
         image_pull_secrets=["registry"],
     )
     text = compile_pipeline("train", image=CPU, root=ROOT, placement=placement)
-    for stage in stages().values():
+    for stage in stages_of("train").values():
         if task_name(stage) not in tasks(next(yaml.safe_load_all(text))):
             continue
         container, settings = platform_of(text, task_name(stage))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from plmsae.stages.catalog import stages
+from plmsae.stages.catalog import stages_of
 from tests.pipeline.conftest import Finished
 from tests.workspace import ROOT, call
 
@@ -76,14 +76,16 @@ def test_edges_are_those_of_dvc(finished: Finished) -> None:
 
 def test_ports_are_those_of_the_catalogue() -> None:
     declared = {
-        (_task(port.source), _task(stage.id), port.name) for stage in stages().values() for port in stage.inputs
+        (_task(port.source), _task(stage.id), port.name)
+        for stage in stages_of("train").values()
+        for port in stage.inputs
     }
     assert kfp_ports(compiled()) == declared
     assert kfp_checksums(compiled()) == declared, "every port goes with the checksum of its contents"
 
 
 def test_tasks_are_the_stages() -> None:
-    assert set(tasks(compiled())) == {_task(stage_id) for stage_id in stages()}
+    assert set(tasks(compiled())) == {_task(stage_id) for stage_id in stages_of("train")}
     assert EXIT in compiled()["root"]["dag"]["tasks"]
 
 

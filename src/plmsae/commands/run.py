@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
         return _run_task(args, stage)
     file = ParamsFile(args.params, args.set)
     file.check_sections(catalog.sections())
-    params = file.load(stage.params, stage.section)
+    params = catalog.load_params(file, stage)
     inputs: dict[str, Path] = {}
     for item in args.input:
         port, separator, folder = item.partition("=")

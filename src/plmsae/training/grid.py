@@ -73,7 +73,7 @@ def expand(base: TrainSaeParams, grid: Mapping[str, Sequence[Any]]) -> dict[str,
         UserError: A parameter that is unknown or cannot vary, no values or one twice, a value that no member takes, or
             members that are not valid; the message names them.
     """
-    _check(grid)
+    check_grid(grid)
     base = _shared(base, grid)
     values = base.model_dump()
     seen: dict[str, str] = {}
@@ -113,7 +113,12 @@ def varied(grid: Mapping[str, Sequence[Any]], member: TrainSaeParams) -> dict[st
     return {name: getattr(member, name) if takes(member.architecture, name) else None for name in grid}
 
 
-def _check(grid: Mapping[str, Sequence[Any]]) -> None:
+def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse what is wrong with a grid whatever its base is.
+
+    Raises:
+        UserError: See `expand`.
+    """
     if not grid:
         raise UserError("the grid is empty", where="sweep.grid", fix="give values to try, e.g. {k: [16, 32, 64]}")
     for name, values in grid.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from plmsae.saes import sparsity
@@ -29,6 +31,11 @@ def write_result(result: Result, folder: Path) -> None:
     wanted = config.k if selects else config.options.get("target_l0")
     draw_curves(result.curves, wanted, "AuxK" if selects else "penalty", folder / "figures" / "curves.png")
     draw_density(histogram, num_silent, measured.num_tokens, folder / "figures" / "density.png")
+
+
+def write_json(path: Path, metrics: Mapping[str, float]) -> None:
+    """Write metrics as the wrapper of stages does."""
+    path.write_text(json.dumps(dict(metrics), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def summary(result: Result) -> str:
