@@ -278,7 +278,7 @@ def _train_all(
 def finished(plans: Sequence[Plan], checkpoints: Path) -> list[Trained | Failed] | None:
     """What `train_all` returned for these plans, wherever it ran, from its last checkpoint; None if there is none."""
     checkpoint = latest_checkpoint(checkpoints)
-    if checkpoint is None or checkpoint.step != plans[0].settings.num_steps:
+    if checkpoint is None or checkpoint.step != plans[0].settings.num_steps or checkpoint.info["pending"]:
         return None
     here = [replace(plan, settings=replace(plan.settings, device="cpu")) for plan in plans]  # it may have no GPU
     module = SaeModule([_member(plan, None, SOLO) for plan in here], lambda _: None)
