@@ -20,8 +20,8 @@ STAGE = Stage(
     plots=(
         Plot("curves.csv", "tokens", ("fvu", "valid_fvu"), "Fraction of variance unexplained"),
         Plot("curves.csv", "tokens", ("loss",), "Training loss"),
-        Plot("curves.csv", "tokens", ("l0",), "Active latents per residue (L0)"),
-        Plot("curves.csv", "tokens", ("dead_fraction",), "Share of dead latents"),
+        Plot("curves.csv", "tokens", ("l0", "valid_l0"), "Active latents per residue (L0)"),
+        Plot("curves.csv", "tokens", ("dead_fraction", "valid_dead_fraction"), "Share of latents that did not fire"),
         Plot("density.csv", "log10_density", ("num_latents",), "How often latents fire"),
     ),
     tracked=True,

@@ -36,19 +36,23 @@ def draw_curves(curves: Sequence[Mapping[str, float]], k: float | None, extra: s
     axes[1].set_yscale("log")
     axes[1].set_title("Fraction of variance unexplained")
     axes[1].set_ylabel("FVU")
-    line(2, "l0", "L0", COLORS[0])
+    line(2, "l0", "training", COLORS[0])
+    line(2, "valid_l0", "held-out proteins", COLORS[1])
     if k is not None:
         axes[2].axhline(k, color=GREY, linewidth=1, linestyle="--", label=f"k = {k:g}")
-    axes[2].set_ylim(0, 1.15 * (k or max(1.0, *(row["l0"] for row in curves))))
+    highest = max(max(row["l0"], row["valid_l0"]) for row in curves)
+    axes[2].set_ylim(0, 1.15 * (k or max(1.0, highest)))
     axes[2].set_title("Active latents per residue")
     axes[2].set_ylabel("L0")
-    axes[3].plot(tokens, [100 * row["dead_fraction"] for row in curves], color=COLORS[0])
-    axes[3].set_ylim(0, max(10.0, 110 * max(row["dead_fraction"] for row in curves)))
-    axes[3].set_title("Dead latents")
+    for name, label, color in (("dead_fraction", "training", 0), ("valid_dead_fraction", "held-out proteins", 1)):
+        axes[3].plot(tokens, [100 * row[name] for row in curves], label=label, color=COLORS[color])
+    most = max(max(row["dead_fraction"], row["valid_dead_fraction"]) for row in curves)
+    axes[3].set_ylim(0, max(10.0, 110 * most))
+    axes[3].set_title("Latents that did not fire")
     axes[3].set_ylabel("% of the dictionary")
     for axis in axes[2:]:
         axis.set_xlabel("training tokens (millions)")
-    for axis in axes[1:3]:
+    for axis in axes[1:]:
         axis.legend()
     for axis in axes[:2]:
         axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
