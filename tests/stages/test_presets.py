@@ -17,9 +17,11 @@ from plmsae.params import ParamsFile, validate
 from plmsae.planning.models import transformer
 from plmsae.planning.papers import paper_names
 from plmsae.saes import load_folder
+from plmsae.stages.catalog import load_params, stage
 from plmsae.stages.execute import execute
 from plmsae.stages.extract_activations import ExtractActivationsParams
 from plmsae.stages.presets import SOURCES, preset_targets
+from plmsae.stages.sweep import SweepParams
 from plmsae.stages.train_sae import STAGE
 from plmsae.training.parameters import TrainSaeParams
 from plmsae.training.resolution import Resolved, resolve
@@ -139,6 +141,23 @@ def test_corpora_are_those_of_the_papers(name: str, sequences: int, longest: int
     ingest = preset(name).section("ingest")
     assert (ingest["mode"], ingest["max_proteins"], ingest["max_residues"]) == ("corpus", sequences, longest)
     assert "uniref50" in ingest["source"]
+
+
+@pytest.mark.parametrize("name", ["full-demo", *paper_names()])
+def test_the_sweep_of_a_preset_is_one(name: str) -> None:
+    params = load_params(preset(name), stage("sweep"))
+    assert isinstance(params, SweepParams)
+    members = params.members()
+    if name.startswith("interplm"):
+        assert len(members) == 20
+        published = ((1e-8, 1e-4), (0.07, 0.2)) if name == "interplm-8m" else ((5e-6, 5e-4), (0.04, 0.2))
+        for field, (low, high) in zip(("learning_rate", "penalty"), published, strict=True):
+            values = {getattr(member, field) for member in members.values()}
+            assert (min(values), max(values)) == (low, high)
+    if name.endswith("-matryoshka"):
+        assert sorted(member.k for member in members.values()) == [1, 2, 4, 8, 16, 32, 64, 128]
+    if name != "full-demo":
+        assert params.select_by == "fidelity"
 
 
 @pytest.fixture(scope="module")
