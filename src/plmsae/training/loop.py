@@ -33,6 +33,7 @@ from plmsae.training.member import Failed, Member, Plan
 from plmsae.training.module import SaeModule
 from plmsae.training.resampling import new_directions
 from plmsae.training.settings import TrainingSettings, multiplies_bfloat16
+from plmsae.training.wandb_runs import WandbRuns
 
 logger = logging.getLogger("plmsae")
 ASK_EVERY = 16
@@ -45,6 +46,7 @@ _SHARED = (
     "num_valid_rows",
     "checkpoint_every",
     "device",
+    "wandb_project",
 )
 
 
@@ -81,6 +83,7 @@ class _Run:
         self.settings, self.source, self.valid, self.checkpoints = settings, source, valid, checkpoints
         self.group, self.interruption = group, interruption
         self.progress: Progress | None = None
+        self.wandb: WandbRuns | None = None
         self._saved = (0, False)
 
     def after_step(self, module: SaeModule) -> None:
@@ -118,10 +121,16 @@ class _Run:
                 measured = measure(members, self.valid, settings.num_valid_rows, settings.device)
             found = dict(zip(members, measured))
             module.each(lambda member: add_row(member, found[member]))
+            self.report(module)
         for member in module.alive:
             if step in member.settings.resample_steps and member.resampled_at != step:
                 self._resample(member)
         module.pending = False
+
+    def report(self, module: SaeModule) -> None:
+        """Send the rows of the curves that were not sent yet."""
+        if self.wandb is not None:
+            self.wandb.log([member.curves for member in module.members])
 
     def save(self, module: SaeModule) -> None:
         """Write a checkpoint, unless there is nothing new since the last one.
@@ -263,16 +272,28 @@ def _train_all(
         checkpoint = of_first(latest_checkpoint(checkpoints) if group.rank == 0 else None, group)
         module = _module(plans, source, run, checkpoint)
     interruption.keep = lambda: run.save(module)
-    if module.pending:
-        run.finish(module)
-        run.save(module)
-    if module.num_steps_done < settings.num_steps:
-        total, done = (steps * settings.batch_size for steps in (settings.num_steps, module.num_steps_done))
-        with Progress("train_sae", total, "tokens", done=done) as progress:
-            run.progress = progress if group.rank == 0 else None
-            stream = StepStream(source, module.num_steps_done, settings.num_steps, num_workers, interruption.at_once)
-            _fit(module, stream, run)
+    run.wandb = WandbRuns(plans, checkpoints) if group.rank == 0 else None
+    try:
+        run.report(module)
+        if module.pending:
+            run.finish(module)
+            run.save(module)
+        _take_steps(module, run, num_workers)
+    finally:
+        if run.wandb is not None:
+            run.wandb.finish()
     return [_result(member) for member in module.members]
+
+
+def _take_steps(module: SaeModule, run: _Run, num_workers: int) -> None:
+    """The steps that are left, with a progress bar."""
+    settings, first = run.settings, module.num_steps_done
+    if first == settings.num_steps:
+        return
+    total, done = (steps * settings.batch_size for steps in (settings.num_steps, first))
+    with Progress("train_sae", total, "tokens", done=done) as progress:
+        run.progress = progress if run.group.rank == 0 else None
+        _fit(module, StepStream(run.source, first, settings.num_steps, num_workers, run.interruption.at_once), run)
 
 
 def finished(plans: Sequence[Plan], checkpoints: Path) -> list[Trained | Failed] | None:
@@ -370,7 +391,7 @@ def _fit(module: SaeModule, stream: StepStream, run: _Run) -> None:
             devices=1 if settings.device == "cpu" else [torch.cuda.current_device()],
             plugins=[LightningEnvironment()],  # the processes are ours (`group.py`), whoever started them
             max_epochs=1,
-            logger=False,
+            logger=[] if run.wandb is None else run.wandb.loggers,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

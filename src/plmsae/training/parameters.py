@@ -232,6 +232,12 @@ class TrainSaeParams(Params):
     order_seed: int | None = Field(
         None, ge=0, lt=2**53, description="Seed of the order of the rows alone; null takes seed."
     )
+    wandb_project: str | None = Field(
+        None,
+        pattern=r"^[a-zA-Z0-9._-]{1,128}$",
+        description="Project of Weights & Biases that gets the curves while the SAE trains; the API key is the "
+        "environment variable WANDB_API_KEY. MLflow has them in any case, when the stage is through.",
+    )
 
     @field_validator("architecture")
     @classmethod

@@ -157,6 +157,7 @@ def _settings(params: Mapping[str, Any], chosen: Recipe, config: SaeConfig) -> T
         center=given("center", chosen.center),
         num_center_rows=batch_size if chosen.center_on_batch else None,
         precision=params["precision"],
+        wandb_project=params["wandb_project"],
     )
 
 

@@ -43,6 +43,7 @@ class TrainingSettings:
         num_init_rows: Rows behind the variance that training FVU is relative to.
         num_center_rows: Rows, at most so many, behind the initial decoder bias; None for as many.
         precision: Of the factors of a step's matrix products, `float32` or `bfloat16`.
+        wandb_project: Project of Weights & Biases that gets the curves; None for none.
     """
 
     num_steps: int
@@ -72,6 +73,7 @@ class TrainingSettings:
     num_init_rows: int = 16_384
     num_center_rows: int | None = None
     precision: str = "float32"
+    wandb_project: str | None = None
 
 
 def resolve_device(device: str) -> str:
