@@ -83,7 +83,8 @@ def _group(device: str) -> Iterator[Group]:
 
 
 def _end_with_launcher() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not through sys.stdin, whose lock the end of the interpreter would find taken
+        pass
     os._exit(75)
 
 
