@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,41 +30,44 @@ _AFTER_SWEEP = ("evaluate", "register")
 
 def dvc_yaml() -> str:
     """The text of `dvc.yaml`: one DVC stage per stage, a suite as a matrix over its entries."""
-    return _document(list(stages_of("train").values()), "train")
+    chosen = stages_of("train").values()
+    document: dict[str, Any] = {"stages": _dvc_stages(chosen, "train", None)}
+    document["metrics"] = [f"{stage.output}/metrics.json" for stage in chosen]
+    document["plots"] = [
+        {
+            plot.title: {
+                "title": plot.title,
+                "x": {f"{stage.output}/{plot.file}": plot.x},
+                "y": {f"{stage.output}/{plot.file}": list(plot.y)},
+            }
+        }
+        for stage in chosen
+        for plot in stage.plots
+    ]
+    return _text(document)
 
 
 def sweep_dvc_yaml() -> str:
     """The text of `pipelines/sweep/dvc.yaml`: the sweep, and what is known of its best SAE.
 
-    A file of its own, since `dvc repro` without a target runs all of the `dvc.yaml` where it stands.
+    A file of its own, since `dvc repro` without a target runs all of the `dvc.yaml` where it stands. It lists no
+    metrics and plots: DVC would complain of missing files to everyone who has not run a sweep.
     """
     after = [stage for stage in stages().values() if stage.name in _AFTER_SWEEP]
-    return _document([*stages_of("sweep").values(), *after], "sweep")
+    return _text({"stages": _dvc_stages([*stages_of("sweep").values(), *after], "sweep", "../..")})
 
 
-def _document(chosen: Sequence[Stage], pipeline: Pipeline) -> str:
+def _text(document: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(document, sort_keys=False, width=120)
+    return f"# {GENERATED}\n{text}"
+
+
+def _dvc_stages(chosen: Iterable[Stage], pipeline: Pipeline, folder: str | None) -> dict[str, Any]:
+    """DVC stage -> its description; `folder` is where the working folder lies as seen from the file."""
     suites: dict[str, list[Stage]] = {}
     for stage in chosen:
         suites.setdefault(stage.name, []).append(stage)
-    up = "" if pipeline == "train" else "../../"
-    document: dict[str, Any] = {
-        "stages": {name: _dvc_stage(name, members, pipeline, up) for name, members in suites.items()}
-    }
-    document["metrics"] = [f"{up}{_folder(stage.id, pipeline)}/metrics.json" for stage in chosen]
-    document["plots"] = [
-        {
-            title: {
-                "title": title,
-                "x": {f"{up}{_folder(stage.id, pipeline)}/{plot.file}": plot.x},
-                "y": {f"{up}{_folder(stage.id, pipeline)}/{plot.file}": list(plot.y)},
-            }
-        }
-        for stage in chosen
-        for plot in stage.plots
-        for title in [plot.title if pipeline == stage.pipeline else f"{plot.title} (best of the sweep)"]
-    ]
-    text: str = yaml.safe_dump(document, sort_keys=False, width=120)
-    return f"# {GENERATED}\n{text}"
+    return {name: _dvc_stage(name, members, pipeline, folder) for name, members in suites.items()}
 
 
 def _folder(stage_id: str, pipeline: Pipeline) -> str:
@@ -75,7 +78,7 @@ def _folder(stage_id: str, pipeline: Pipeline) -> str:
     return f"outputs/{name}/{entry}".rstrip("/")
 
 
-def _dvc_stage(name: str, members: list[Stage], pipeline: Pipeline, up: str) -> dict[str, Any]:
+def _dvc_stage(name: str, members: list[Stage], pipeline: Pipeline, folder: str | None) -> dict[str, Any]:
     entries = [stage.entry for stage in members if stage.entry]
     stage_id = f"{name}@${{item.suite}}" if entries else name
     code = sorted({room for stage in members for room in stage.code})
@@ -85,8 +88,8 @@ def _dvc_stage(name: str, members: list[Stage], pipeline: Pipeline, up: str) -> 
     rendered: dict[str, Any] = {"matrix": {"suite": entries}} if entries else {}
     if not entries:
         rendered["desc"] = members[0].summary.rstrip(".")
-    if up:
-        rendered["wdir"] = up.rstrip("/")
+    if folder:
+        rendered["wdir"] = folder
     moved = [f"--input {port}={_folder(source, pipeline)}" for port, source in inputs.items()]
     usual = [f"--input {port}={_folder(source, 'train')}" for port, source in inputs.items()]
     options = [option for option in moved if option not in usual]
