@@ -1,6 +1,6 @@
 """Tokens/s of whole trainings, ours against dictionary_learning, SAELens and sparsify on the same activations.
 
-    python benchmarks/training.py [--d 320] [--n 10240] [--k 32] [--batch 2048] [--steps 24] [--rounds 3] [--threads 1]
+    python benchmarks/training.py [--d 320] [--n 2560] [--k 32] [--batch 2048] [--steps 24] [--rounds 3] [--threads 1]
 
 A round is a process for each trainer, one after the other: it warms up for `--warmup` steps, and then a clock measures
 `--steps` steps with all that the trainer does between them: reading, the step, its log, and one checkpoint. The clock
@@ -11,12 +11,14 @@ Each reads the same rows in the form it takes itself, warm (in the page cache); 
 fp32, with Adam at the same rate and warm-up, and log and save once, in the middle of what is measured: ours with a look
 at 4,096 held-out rows, and a checkpoint of all there is to resume from; a peer with its own, which may be less. Nothing
 is known to be dead so early, so AuxK costs nobody anything. The FVU of held-out rows shows that the trainings are of a
-kind: those of the peers must be within 3 % of ours.
+kind: dictionary_learning's, which start and step as ours do, must end within 2 % of ours, the others, of which SAELens
+leaves the norms of the atoms free and sparsify lets the rate fall from the start and does not clip, within 10 %.
 
 glibc gives large blocks back to the kernel and faults them in again at the next step, which costs those most that make
 the most of them. Its thresholds are environment variables, so one table has them raised, for everyone.
 
-A ratio is the time of a peer over ours in the same round. CPU time hardly feels the neighbours, wall time does.
+A ratio is the time of a peer over ours in the same round. CPU time hardly feels the neighbours, wall time does; the wait
+for data is a share of the CPU time of one thread, or else of the wall time.
 """
 
 from __future__ import annotations
@@ -54,42 +56,47 @@ PEERS = {
 }
 NUM_ROWS = {"train": 131_072, "valid": 8_192}
 BLOCK_ROWS = 2048
-FVU_TOLERANCE = 0.03
-# The stage's own cadence: train_sae.validate_every and train_sae.checkpoint_every.
-LOOK_EVERY, CHECKPOINT_EVERY = 50, 500
+FVU_TOLERANCE = {"dictionary_learning": 0.02, "saelens": 0.1, "sparsify": 0.1}
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**28)}
 Figures = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
+    parser.add_argument("--architectures", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "plmsae" / "peers")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
+    pythons = {peer: kept_environment(peer, arguments.environments) for peer in PACKAGES}
+    with tempfile.TemporaryDirectory(prefix="plmsae-") as folder:
+        job = prepare(Path(folder), arguments)
+        print_head(job, rounds)
+        run("saelens", job, "prepare", pythons=pythons)
+        for architecture in arguments.architectures:
+            measure(replace(job, architecture=architecture), pythons, rounds)
+        if "topk" in arguments.architectures:
+            measure(job, pythons, rounds, ALLOCATOR)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (
-        ("d", 320), ("n", 10240), ("k", 32), ("batch", 2048), ("warmup", 5), ("steps", 24), ("rounds", 3),
+        ("d", 320), ("n", 2560), ("k", 32), ("batch", 2048), ("warmup", 5), ("steps", 24), ("rounds", 3),
         ("threads", 1),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--architectures", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "plmsae" / "peers")
-    arguments = parser.parse_args()
+    return parser
+
+
+def prepare(folder: Path, arguments: argparse.Namespace) -> Job:
+    """Write the rows; returns a job on them, with `topk`."""
     names = ("d", "n", "k", "batch", "warmup", "steps", "learning_rate", "threads")
     shape = {name: getattr(arguments, name) for name in names}
-    pythons = {peer: kept_environment(peer, arguments.environments) for peer in PACKAGES} | {OURS: Path(sys.executable)}
-    with tempfile.TemporaryDirectory(prefix="plmsae-") as folder:
-        sizes = group_sizes(arguments.n)
-        scale = write_rows(Path(folder), arguments.d)
-        job = Job(folder, f"{folder}/out.json", "topk", **shape, group_sizes=sizes, scale=scale)
-        print_head(job, arguments.rounds)
-        run("saelens", pythons, job, "prepare")
-        farthest = [
-            measure(replace(job, architecture=architecture), pythons, arguments.rounds)
-            for architecture in arguments.architectures
-        ]
-        if "topk" in arguments.architectures:
-            farthest.append(measure(job, pythons, arguments.rounds, ALLOCATOR))
-        print_readers(job, pythons, arguments.rounds)
-        print_parts(job, pythons)
-    assert max(farthest) < FVU_TOLERANCE, farthest
+    *first, _ = (round(fraction * arguments.n) for fraction in FRACTIONS["power_law"])
+    sizes = [*first, arguments.n - sum(first)]
+    scale = write_rows(folder, arguments.d)
+    return Job(str(folder), str(folder / "out.json"), "topk", **shape, group_sizes=sizes, scale=scale)
 
 
 def print_head(job: Job, rounds: int) -> None:
@@ -100,11 +107,6 @@ def print_head(job: Job, rounds: int) -> None:
         "warm-up, with one log and one checkpoint. Figures are min / median / max; slower is the ratio to ours in the "
         "same round."
     )
-
-
-def group_sizes(n: int) -> list[int]:
-    *first, _ = (round(fraction * n) for fraction in FRACTIONS["power_law"])
-    return [*first, n - sum(first)]
 
 
 def write_rows(folder: Path, d: int) -> float:
@@ -143,7 +145,11 @@ def sparse_rows(num_rows: int, directions: Tensor, generator: torch.Generator) -
 
 
 def run(
-    trainer: str, pythons: Mapping[str, Path], job: Job, *more: str, allocator: Mapping[str, str] | None = None
+    trainer: str,
+    job: Job,
+    *more: str,
+    pythons: Mapping[str, Path] | None = None,
+    allocator: Mapping[str, str] | None = None,
 ) -> Figures:
     """A process of a trainer; its figures, or nothing if it does not report."""
     description, out = Path(job.data) / "job.json", Path(job.out)
@@ -151,7 +157,8 @@ def run(
     out.unlink(missing_ok=True)
     variables = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
     variables |= allocator or {}
-    command = [pythons[trainer], "-W", "ignore", TRAINERS / f"train_{trainer}.py", description, *more]
+    python = (pythons or {}).get(trainer, sys.executable)
+    command = [python, "-W", "ignore", TRAINERS / f"train_{trainer}.py", description, *more]
     if trainer != OURS:
         variables["PYTHONPATH"] = ""
     done = subprocess.run(command, cwd=job.data, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -165,56 +172,15 @@ def measure(job: Job, pythons: Mapping[str, Path], rounds: int, allocator: Mappi
     figures: dict[str, list[Figures]] = {trainer: [] for trainer in trainers}
     for _ in range(rounds):
         for trainer in trainers:
-            figures[trainer].append(run(trainer, pythons, job, allocator=allocator))
+            figures[trainer].append(run(trainer, job, pythons=pythons, allocator=allocator))
     print(f"\n## `{job.architecture}`{', thresholds of the allocator raised' if allocator else ''}\n")
     print("| | tokens per CPU second | tokens/s (wall) | slower than ours, CPU | wall | waits for data | "
           "peak MiB | held-out FVU |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
     for trainer in trainers:
         print(row(trainer, figures[trainer], figures[OURS], job), flush=True)
     fvu = {trainer: median(f["fvu"] for f in found) for trainer, found in figures.items()}
-    farthest = max(abs(value / fvu[OURS] - 1) for value in fvu.values())
-    print(f"\nThe FVU of the peers is within {farthest:.1%} of ours.", flush=True)
-    return farthest
-
-
-def print_readers(job: Job, pythons: Mapping[str, Path], rounds: int) -> None:
-    """The share of our time that goes to data: of the store, and of the shortest reader of all."""
-    print("\n## Our wait for data\n")
-    print("Share of the wall time, with the check for NaN and the division by the scale; warm, no threads ahead.\n")
-    print("| latents | activation store | rows of a fp32 tensor, by a permutation |\n|---|---|---|")
-    for n in (job.n, job.n // 4):
-        cells = []
-        for reader in ("store", "tensor"):
-            smaller = replace(job, n=n, reader=reader)
-            figures = [run(OURS, pythons, smaller) for _ in range(rounds)]
-            cells.append(spread([f["waited"] / f["wall"] for f in figures], ".1%"))
-        print(f"| {n} | {' | '.join(cells)} |", flush=True)
-
-
-def print_parts(job: Job, pythons: Mapping[str, Path]) -> None:
-    """Where our time goes, in steps at the stage's own cadence."""
-    sizes = (job.n, job.n // 4)
-    parts = [run(OURS, pythons, replace(job, n=n), "profile") for n in sizes]
-    steps = {"look": LOOK_EVERY, "checkpoint": CHECKPOINT_EVERY}
-    names = {
-        "reader": "reading a batch",
-        "scaling": "check for NaN, division by the scale",
-        "forward": "loss: encode, select, decode",
-        "backward": "backward",
-        "rest of the step": "projection, clipping, Adam, renormalisation, counters",
-        "loop": "Lightning, progress",
-        "look": f"look at held-out rows, every {LOOK_EVERY} steps",
-        "checkpoint": f"checkpoint, every {CHECKPOINT_EVERY} steps",
-    }
-    print("\n## Where our time goes\n")
-    print(f"`topk`, milliseconds per step (wall, under cProfile) at the stage's cadence, threads {job.threads}.\n")
-    print(f"| | {' | '.join(f'n {n}' for n in sizes)} |\n|---|{'---|' * len(sizes)}")
-    for part, name in names.items():
-        cells = []
-        for found in parts:
-            each = {key: 1e3 * value / steps.get(key, 1) for key, value in found.items()}
-            cells.append(f"{each[part]:.1f} ({each[part] / sum(each.values()):.1%})")
-        print(f"| {name} | {' | '.join(cells)} |")
+    for peer in trainers[1:]:
+        assert abs(fvu[peer] / fvu[OURS] - 1) < FVU_TOLERANCE[peer], (job.architecture, fvu)
 
 
 def row(trainer: str, figures: Sequence[Figures], ours: Sequence[Figures], job: Job) -> str:
@@ -223,7 +189,7 @@ def row(trainer: str, figures: Sequence[Figures], ours: Sequence[Figures], job: 
     cells = [name, *(spread([tokens / f[clock] for f in figures], ",.0f") for clock in ("cpu", "wall"))]
     for clock in ("cpu", "wall"):
         cells.append(spread([f[clock] / own[clock] for f, own in zip(figures, ours, strict=True)], ".1f"))
-    waits = [f["waited"] / f["wall"] for f in figures if f["waited"] is not None]
+    waits = [f["waits"] for f in figures if f["waits"] is not None]
     cells.append(f"{median(waits):.1%}" if waits else "not told apart")
     cells += [f"{max(f['peak_mib'] for f in figures):,.0f}", f"{median(f['fvu'] for f in figures):.4f}"]
     return f"| {' | '.join(cells)} |"

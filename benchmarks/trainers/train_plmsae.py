@@ -11,7 +11,6 @@ import json
 import pstats
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +24,7 @@ from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.config import SaeConfig
 from plmsae.training.checkpoint import save_checkpoint
 from plmsae.training.data import Scaled
-from plmsae.training.look import look
+from plmsae.training.look import measure
 from plmsae.training.loop import train
 from plmsae.training.member import Member
 from plmsae.training.settings import TrainingSettings
@@ -59,15 +58,17 @@ class Timed:
     def __init__(self, reader: Reader, clock: Clock) -> None:
         self.reader, self.clock = reader, clock
         self.num_rows = reader.num_rows
+        self.seconds: list[float] = []  # of every batch: first those that the training starts from, then its steps'
 
     def state(self) -> Mapping[str, int]:
         return self.reader.state()
 
     def batch(self, step: int) -> Tensor:
         self.clock.tick(step)
-        start = time.perf_counter()
+        start = self.clock.job.now()
         batch = self.reader.batch(step)
-        self.clock.waited += time.perf_counter() - start
+        self.seconds.append(self.clock.job.now() - start)
+        self.clock.waited += self.seconds[-1]
         return batch
 
 
@@ -87,7 +88,7 @@ def main() -> None:
         return train(config(job), "auto", source, valid, settings(job), checkpoints).sae
 
     if sys.argv[2:] == ["profile"]:
-        Path(job.out).write_text(json.dumps(parts(run, job)))
+        Path(job.out).write_text(json.dumps(parts(run, source, job)))
         return
     sae = run().folded(job.scale)
     clock.report(sae)
@@ -133,9 +134,9 @@ def settings(job: Job) -> TrainingSettings:
     )
 
 
-def parts(run: Callable[[], SparseAutoencoder], job: Job) -> dict[str, float]:
+def parts(run: Callable[[], SparseAutoencoder], source: Timed, job: Job) -> dict[str, float]:
     """Seconds: of a step and its parts, of a look and of a checkpoint; and what is left of the loop, per step."""
-    profile = cProfile.Profile()
+    profile = cProfile.Profile(job.now)
     sae = profile.runcall(run)
     stats = pstats.Stats(profile)
 
@@ -148,19 +149,24 @@ def parts(run: Callable[[], SparseAutoencoder], job: Job) -> dict[str, float]:
         total, calls = seconds(function)
         return total / calls
 
-    epoch = seconds(fit_loop())[0]
-    known = sum(seconds(function)[0] for function in (Member.step, look, save_checkpoint))
-    read = mean(Timed.batch)
+    # What the training starts from is read before its loop, and once more in it.
+    reads = sum(source.seconds[job.warmup :])
+    # The last pool is loaded in the window of the clock, the first before it.
+    read = sum(source.seconds[-job.steps :]) / job.steps
+    scaling = mean(Scaled.batch) - mean(ActivationReader.batch)
     step = mean(Member.step)
-    found = {
-        "reader": mean(ActivationReader.batch),
-        "scaling": read - mean(ActivationReader.batch),
-        "forward": mean(type(sae).loss),
-        "backward": mean(torch.Tensor.backward),
+    forward, backward = mean(type(sae).loss), mean(torch.Tensor.backward)
+    known = sum(seconds(function)[0] for function in (Member.step, measure, save_checkpoint))
+    return {
+        "reader": read - scaling,
+        "scaling": scaling,
+        "forward": forward,
+        "backward": backward,
+        "rest of the step": step - forward - backward,
+        "loop": (seconds(fit_loop())[0] - known - reads) / job.all_steps,
+        "look": mean(measure),
+        "checkpoint": mean(save_checkpoint),
     }
-    found["rest of the step"] = step - found["forward"] - found["backward"]
-    found["loop"] = (epoch - known) / job.all_steps - read
-    return found | {"look": mean(look), "checkpoint": mean(save_checkpoint)}
 
 
 def fit_loop() -> Any:
