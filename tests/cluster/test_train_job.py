@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from plmsae.cluster.placement import Placement, Toleration, read_placement
 from plmsae.cluster.train_job import TrainJobSettings, job_name, torchrun, train_job
@@ -193,3 +195,14 @@ def test_a_placement_file_names_what_is_wrong_and_where(tmp_path: Path) -> None:
             read_placement(file)
     with pytest.raises(UserError, match="does not exist"):
         read_placement(tmp_path / "none.yaml")
+
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "multi-node.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_shows_every_line_of_a_placement_with_its_default() -> None:
+    (block,) = [part for part in GUIDE.split("\n\n") if part.startswith("    gpu_type:")]
+    shown = yaml.safe_load(textwrap.dedent(block))
+    assert list(shown) == list(Placement.model_fields)
+    assert Placement.model_validate({**shown, "spot": None}) == Placement()
+    assert Placement.model_validate(shown).spot == "gke"

@@ -197,6 +197,7 @@ class Cluster:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     nodes: dict[str, list[_Node]] = field(default_factory=dict)
     created: list[str] = field(default_factory=list)
+    restarts: int = 0
     hold: bool = False  # accept jobs and do not run them, as a cluster without room
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -277,6 +278,7 @@ class Cluster:
                 self._condition(job, "Complete", "AllJobsCompleted", "jobset completed successfully")
                 return
             if attempt < policy.get("maxRestarts", 0):
+                self.restarts += 1
                 self._end(name, grace=0.0)
         failed = next(number for number, code in enumerate(codes) if code)
         self._condition(job, "Failed", "ReachedMaxRestarts", f"jobset failed: first failed job: {name}-node-{failed}")

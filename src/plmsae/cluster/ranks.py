@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from plmsae.params import ParamsFile
-from plmsae.stages.catalog import stages
+from plmsae.stages.catalog import load_params, stages
 
-NUM_NODES, NUM_PROCESSES = "num_nodes", "num_processes"
+TRAINING = "train_sae"
 
 
 def ranks(file: ParamsFile) -> dict[str, tuple[int, int]]:
-    """Section -> nodes, and processes of each, of every stage that may have several.
+    """Section -> nodes, and processes of each, of every stage that trains.
 
     Raises:
         UserError: A value of such a section is wrong.
     """
     found = {}
     for stage in stages().values():
-        if {NUM_NODES, NUM_PROCESSES} <= set(stage.params.model_fields) and stage.section in file.data:
-            params = file.load(stage.params, stage.section)
-            found[stage.section] = (getattr(params, NUM_NODES), getattr(params, NUM_PROCESSES))
+        inherits = TRAINING in stage.inherits
+        if (inherits or stage.section == TRAINING) and stage.section in file.data:
+            values = load_params(file, stage).model_dump()
+            training = values[TRAINING] if inherits else values
+            found[stage.section] = (training["num_nodes"], 1)
     return found

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import plmsae
 from plmsae.artifacts.atomic import swap_folder, write_text
@@ -47,6 +48,7 @@ def execute(
     state: Path | None = None,
     staging: Path | None = None,
     pinned: bool = False,
+    nodes: Any = None,
 ) -> StageResult:
     """Run a stage.
 
@@ -59,6 +61,7 @@ def execute(
         state: Folder of locks and checkpoints, by default `.plmsae` below `root`.
         staging: Folder for the unfinished output, on the file system of `output`; by default below `state`.
         pinned: Insist that every raw file is named by its checksum as well.
+        nodes: Starts processes on other machines, a `plmsae.training.nodes.Nodes`; None where there are none.
 
     Raises:
         UserError: An unknown port or a missing raw file.
@@ -111,6 +114,7 @@ def execute(
             checkpoints=checkpoints,
             sources=files,
             root=root,
+            nodes=nodes,
         )
         try:
             result = stage.work()(context)

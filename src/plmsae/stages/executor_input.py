@@ -110,13 +110,14 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
-def run_task(stage: Stage, text: str, *, root: Path) -> tuple[StageResult, Path]:
+def run_task(stage: Stage, text: str, *, root: Path, nodes: Any = None) -> tuple[StageResult, Path]:
     """Run a stage as a Kubeflow task.
 
     Args:
         stage: Its declaration.
         text: The executor input.
         root: The working folder, from which relative paths in parameters start.
+        nodes: Starts processes on other machines, a `plmsae.training.nodes.Nodes`; None where there are none.
 
     Returns:
         What the stage returned, and its output folder.
@@ -142,6 +143,7 @@ def run_task(stage: Stage, text: str, *, root: Path) -> tuple[StageResult, Path]
             state=state,
             staging=beside,
             pinned=True,
+            nodes=nodes,
         )
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -64,6 +64,7 @@ class StageContext:
         sources: Parameter that names a raw input file -> that file on this disk, its checksum verified; an optional
             one is absent if it is null.
         root: The working folder; paths in parameters are relative to it.
+        nodes: Starts processes on other machines, a `plmsae.training.nodes.Nodes`; None where there are none.
     """
 
     params: Any
@@ -73,6 +74,7 @@ class StageContext:
     checkpoints: Path
     sources: Mapping[str, Path]
     root: Path
+    nodes: Any = None
 
 
 @dataclass(frozen=True)

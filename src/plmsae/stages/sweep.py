@@ -133,7 +133,7 @@ def run(context: StageContext) -> StageResult:
     params: SweepParams = context.params
     members = params.members()
     sequences = context.sources.get("train_sae.sequences")
-    inputs = Inputs(context.inputs["activations"], sequences, context.root, context.checkpoints)
+    inputs = Inputs(context.inputs["activations"], sequences, context.root, context.checkpoints, context.nodes)
     ended = train_members(members, inputs)
     done = {name: end for name, end in ended.items() if isinstance(end, Result)}
     for name, result in done.items():

@@ -41,7 +41,8 @@ def run(context: StageContext) -> StageResult:
     from plmsae.training.session import Inputs, Result, train_members
 
     params: TrainSaeParams = context.params
-    inputs = Inputs(context.inputs["activations"], context.sources.get("sequences"), context.root, context.checkpoints)
+    sequences = context.sources.get("sequences")
+    inputs = Inputs(context.inputs["activations"], sequences, context.root, context.checkpoints, context.nodes)
     result = train_members({STAGE.id: params}, inputs)[STAGE.id]
     assert isinstance(result, Result)  # one that diverges alone raises
     write_result(result, context.output)

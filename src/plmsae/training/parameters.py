@@ -223,6 +223,12 @@ class TrainSaeParams(Params):
         4096, ge=1, description="Disk, in MiB, for blocks of activations that lie in a bucket; at most so much is used."
     )
     threads: int = Field(2, ge=1, le=256, description="CPU threads; the same number gives the same bytes.")
+    num_nodes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Nodes of a cluster that share each batch; several are a TrainJob (docs/how-to/multi-node.md).",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train; auto takes a GPU if there is one."
     )

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from plmsae.errors import UserError
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.training.data import Scaled
 from plmsae.training.export import held_out, measure_latent_max
+from plmsae.training.job import Feed
 from plmsae.training.loop import Trained, train_all
 from plmsae.training.member import Failed, Plan
 from plmsae.training.metrics import ReconstructionMetrics
+from plmsae.training.nodes import Nodes, device_of, train_on
 from plmsae.training.parameters import TrainSaeParams
 from plmsae.training.resolution import Resolved, resolve
 
@@ -43,12 +45,14 @@ class Inputs:
         sequences: File that `sequences` names, on this disk; None trains on stored rows.
         root: The working folder, which a relative path of a local PLM starts from.
         checkpoints: Folder for checkpoints of exactly this training.
+        nodes: Starts processes on other machines; None where there are none.
     """
 
     activations: Path
     sequences: Path | None
     root: Path
     checkpoints: Path
+    nodes: Nodes | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def train_members(members: Mapping[str, TrainSaeParams], inputs: Inputs) -> dict
     torch.set_num_threads(params.threads)
     store = chosen_store(inputs.activations, params.layer, params.hook, where="train_sae")
     metadata = read_metadata(store)
-    plans = {name: _resolved(name, member, metadata, len(members)) for name, member in members.items()}
+    nodes = _nodes(params, inputs)
+    plans = {name: _resolved(name, member, metadata, len(members), nodes) for name, member in members.items()}
     settings, scale = plans[next(iter(plans))].settings, metadata.normaliser.scale
     order_seed = params.seed if params.order_seed is None else params.order_seed
     with BlockCache(inputs.checkpoints / "blocks", params.cache_mib * 2**20) as cache, ExitStack() as stack:
@@ -109,13 +114,22 @@ def train_members(members: Mapping[str, TrainSaeParams], inputs: Inputs) -> dict
             size, threads = settings.batch_size, params.threads
             source = LiveReader(plm, table, "train", metadata, size, order_seed, threads=threads, ahead=ahead)
             stack.enter_context(source)
-        ended = train_all(
-            [Plan(plan.config, plan.settings, members[name].kernel, name) for name, plan in plans.items()],
-            Scaled(source, scale),
-            Scaled(reader("valid"), scale),
-            inputs.checkpoints,
-            num_workers=params.num_workers,
-        )
+        chosen = [Plan(plan.config, plan.settings, members[name].kernel, name) for name, plan in plans.items()]
+        if nodes is None:
+            valid = Scaled(reader("valid"), scale)
+            ended = train_all(chosen, Scaled(source, scale), valid, inputs.checkpoints, num_workers=params.num_workers)
+        else:
+            feed = Feed(
+                store=str(store),
+                order_seed=order_seed,
+                cache=nodes.cache,
+                cache_mib=params.cache_mib,
+                num_workers=params.num_workers,
+                threads=params.threads,
+                sequences=None if inputs.sequences is None else str(inputs.sequences),
+                root=str(inputs.root),
+            )
+            ended = train_on(nodes, chosen, feed, inputs.checkpoints)
         trained = {name: end for name, end in zip(plans, ended, strict=True) if isinstance(end, Trained)}
         saes = [end.sae.with_unit_atoms().folded(scale) for end in trained.values()]
         latent_max_rows = measure_latent_max(saes, source, params.num_latent_max_rows)
@@ -135,13 +149,37 @@ def train_members(members: Mapping[str, TrainSaeParams], inputs: Inputs) -> dict
     }
 
 
-def _resolved(name: str, params: TrainSaeParams, metadata: StoreMetadata, num_members: int) -> Resolved:
+def _nodes(params: TrainSaeParams, inputs: Inputs) -> Nodes | None:
+    """Where the processes run; None for this one.
+
+    Raises:
+        UserError: There is no cluster, or the pipeline was made for other numbers.
+    """
+    if inputs.nodes is not None:
+        inputs.nodes.check(params.num_nodes, 1)
+    elif params.num_nodes > 1:
+        raise UserError(
+            f"num_nodes = {params.num_nodes}, and this is one machine",
+            where="train_sae.num_nodes",
+            fix="run it on a cluster: plmsae submit (docs/how-to/multi-node.md), or set it to 1",
+        )
+    return inputs.nodes
+
+
+def _resolved(
+    name: str, params: TrainSaeParams, metadata: StoreMetadata, num_members: int, nodes: Nodes | None
+) -> Resolved:
+    values = params.model_dump()
+    device = None if nodes is None else device_of(nodes, params.device)
     try:
-        resolved = resolve(params.model_dump(), metadata)
+        resolved = resolve(values if device is None else {**values, "device": "cpu"}, metadata)
     except UserError as error:
         if num_members == 1:
             raise
         raise UserError(f"member '{name}': {error.problem}", where=error.where, fix=error.fix) from error
+    if device is not None:
+        settings = replace(resolved.settings, device=device)
+        resolved = replace(resolved, settings=settings, record=resolved.record | {"device": device})
     record = resolved.record | {"options": dict(resolved.config.options)}
     logger.info("%s: %s", name, json.dumps(record, sort_keys=True))
     return resolved
