@@ -17,8 +17,8 @@ leaves the norms of the atoms free and sparsify lets the rate fall from the star
 glibc gives large blocks back to the kernel and faults them in again at the next step, which costs those most that make
 the most of them. Its thresholds are environment variables, so one table has them raised, for everyone.
 
-A ratio is the time of a peer over ours in the same round. CPU time hardly feels the neighbours, wall time does; the wait
-for data is a share of the CPU time of one thread, or else of the wall time.
+A ratio is the time of a peer over ours in the same round. CPU time hardly feels the neighbours, wall time does. The
+wait for data is a share of the CPU time of one thread, or else of the wall time.
 """
 
 from __future__ import annotations
