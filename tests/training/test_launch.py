@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from plmsae.errors import DataError, TryAgainError, UserError
+from plmsae.params import validate
 from plmsae.saes import save
 from plmsae.training.checkpoint import latest_step
 from plmsae.training.data import Scaled
@@ -23,8 +24,10 @@ from plmsae.training.job import Feed, Job
 from plmsae.training.launch import train_apart, train_together
 from plmsae.training.loop import Trained, train_all
 from plmsae.training.member import Failed, Plan
+from plmsae.training.parameters import TrainSaeParams
+from plmsae.training.session import Inputs, Result, train_members
 from tests.saes.threads import on_each
-from tests.stages.test_train_sae import SCALE, make_store
+from tests.stages.test_train_sae import SCALE, SMALL, make_store
 from tests.training.streams import activations, small_config, small_settings
 
 STEPS = 200
@@ -153,8 +156,33 @@ def test_processes_end_with_whoever_started_them(store: Path, tmp_path: Path) ->
 
 def test_what_a_process_says_is_what_the_caller_gets(store: Path, tmp_path: Path) -> None:
     missing = replace(feed(store), store=str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="nowhere. is not an activation store"):
+    with pytest.raises(DataError, match=r"nowhere. is not an activation store"):
         train_together([plan()], missing, tmp_path / "checkpoints", 2)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "architectures", "processes"), [("data", ["topk"], 2), ("independent", ["topk", "relu"], None)]
+)
+@pytest.mark.slow
+def test_the_parameters_choose(
+    store: Path, tmp_path: Path, parallel: str, architectures: list[str], processes: int | None
+) -> None:
+    def run(name: str, **changes: object) -> dict[str, Result]:
+        own = {"num_latent_max_rows": 1000, "num_test_rows": 1000, "tokens": 20_000, **changes}
+        members = {
+            architecture: validate(TrainSaeParams, {**SMALL, **own, "architecture": architecture}, section="train_sae")
+            for architecture in architectures
+        }
+        found = train_members(members, Inputs(store, None, tmp_path, tmp_path / name))
+        return {key: value for key, value in found.items() if isinstance(value, Result)}
+
+    one, several = run("one"), run("several", num_processes=2, parallel=parallel)
+    assert sorted(one) == sorted(several) == sorted(architectures)
+    for name, result in several.items():
+        assert result.record.get("processes") == processes
+        same = torch.equal(result.sae.atoms, one[name].sae.atoms)
+        assert same == (processes is None)  # half of a batch is rounded otherwise, and is the same training
+        assert result.metrics["fvu"] == pytest.approx(one[name].metrics["fvu"], rel=1e-3)
 
 
 def test_a_batch_must_be_divisible(store: Path) -> None:

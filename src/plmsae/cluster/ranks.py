@@ -20,5 +20,5 @@ def ranks(file: ParamsFile) -> dict[str, tuple[int, int]]:
         if (inherits or stage.section == TRAINING) and stage.section in file.data:
             values = load_params(file, stage).model_dump()
             training = values[TRAINING] if inherits else values
-            found[stage.section] = (training["num_nodes"], 1)
+            found[stage.section] = (training["num_nodes"], training["num_processes"])
     return found

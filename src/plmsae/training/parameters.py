@@ -229,6 +229,18 @@ class TrainSaeParams(Params):
         le=1024,
         description="Nodes of a cluster that share each batch; several are a TrainJob (docs/how-to/multi-node.md).",
     )
+    num_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes of a machine that may train, on GPUs with one each; they share threads and cache_mib. "
+        "parallel says what they do (docs/how-to/data-parallel.md).",
+    )
+    parallel: Literal["auto", "data", "independent"] = Field(
+        "auto",
+        description="What several processes do: data divides every batch among them, independent deals the SAEs of a "
+        "sweep out to them. auto divides one SAE's batches on GPUs from 16,384 residues on, and deals out several.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train; auto takes a GPU if there is one."
     )

@@ -26,10 +26,12 @@ from plmsae.saes.base import SparseAutoencoder
 from plmsae.training.data import Scaled
 from plmsae.training.export import held_out, measure_latent_max
 from plmsae.training.job import Feed
+from plmsae.training.launch import train_apart, train_together
 from plmsae.training.loop import Trained, train_all
 from plmsae.training.member import Failed, Plan
 from plmsae.training.metrics import ReconstructionMetrics
 from plmsae.training.nodes import Nodes, device_of, train_on
+from plmsae.training.parallel import way_of
 from plmsae.training.parameters import TrainSaeParams
 from plmsae.training.resolution import Resolved, resolve
 
@@ -99,8 +101,10 @@ def train_members(members: Mapping[str, TrainSaeParams], inputs: Inputs) -> dict
     nodes = _nodes(params, inputs)
     plans = {name: _resolved(name, member, metadata, len(members), nodes) for name, member in members.items()}
     settings, scale = plans[next(iter(plans))].settings, metadata.normaliser.scale
+    way = way_of(params.parallel, params.num_processes, len(members), settings.batch_size, settings.device)
     order_seed = params.seed if params.order_seed is None else params.order_seed
-    with BlockCache(inputs.checkpoints / "blocks", params.cache_mib * 2**20) as cache, ExitStack() as stack:
+    cache_mib = params.cache_mib if way == "one" else max(1, params.cache_mib // 2)  # the processes get as much
+    with BlockCache(inputs.checkpoints / "blocks", cache_mib * 2**20) as cache, ExitStack() as stack:
         ahead = params.num_workers > 0
 
         def reader(split: str) -> ActivationReader:
@@ -115,21 +119,25 @@ def train_members(members: Mapping[str, TrainSaeParams], inputs: Inputs) -> dict
             source = LiveReader(plm, table, "train", metadata, size, order_seed, threads=threads, ahead=ahead)
             stack.enter_context(source)
         chosen = [Plan(plan.config, plan.settings, members[name].kernel, name) for name, plan in plans.items()]
-        if nodes is None:
+        feed = Feed(
+            store=str(store),
+            order_seed=order_seed,
+            cache=str(inputs.checkpoints / "processes"),
+            cache_mib=cache_mib,
+            num_workers=params.num_workers,
+            threads=max(1, params.threads // params.num_processes),
+            sequences=None if inputs.sequences is None else str(inputs.sequences),
+            root=str(inputs.root),
+        )
+        if nodes is not None:
+            ended = train_on(nodes, chosen, feed, inputs.checkpoints)
+        elif way == "together":
+            ended = train_together(chosen, feed, inputs.checkpoints, params.num_processes)
+        elif way == "apart":
+            ended = train_apart(chosen, feed, inputs.checkpoints, params.num_processes)
+        else:
             valid = Scaled(reader("valid"), scale)
             ended = train_all(chosen, Scaled(source, scale), valid, inputs.checkpoints, num_workers=params.num_workers)
-        else:
-            feed = Feed(
-                store=str(store),
-                order_seed=order_seed,
-                cache=nodes.cache,
-                cache_mib=params.cache_mib,
-                num_workers=params.num_workers,
-                threads=params.threads,
-                sequences=None if inputs.sequences is None else str(inputs.sequences),
-                root=str(inputs.root),
-            )
-            ended = train_on(nodes, chosen, feed, inputs.checkpoints)
         trained = {name: end for name, end in zip(plans, ended, strict=True) if isinstance(end, Trained)}
         saes = [end.sae.with_unit_atoms().folded(scale) for end in trained.values()]
         latent_max_rows = measure_latent_max(saes, source, params.num_latent_max_rows)
@@ -142,6 +150,8 @@ def train_members(members: Mapping[str, TrainSaeParams], inputs: Inputs) -> dict
     }
     if params.sequences is not None:
         facts["train_sequences_sha256"] = params.sequences_sha256
+    if nodes is not None or way == "together":  # sums over processes round otherwise than those of one
+        facts["processes"] = params.num_nodes * params.num_processes
     found = dict(zip(trained, zip(saes, measured, strict=True), strict=True))
     return {
         name: _result(plans[name], end, *found[name], facts) if isinstance(end, Trained) else end
@@ -156,7 +166,7 @@ def _nodes(params: TrainSaeParams, inputs: Inputs) -> Nodes | None:
         UserError: There is no cluster, or the pipeline was made for other numbers.
     """
     if inputs.nodes is not None:
-        inputs.nodes.check(params.num_nodes, 1)
+        inputs.nodes.check(params.num_nodes, params.num_processes)
     elif params.num_nodes > 1:
         raise UserError(
             f"num_nodes = {params.num_nodes}, and this is one machine",
