@@ -135,7 +135,7 @@ class Member(nn.Module):
             self.l0_control.observe(active)
         values = [terms.total.detach(), terms.reconstruction, terms.aux, active, torch.ones_like(active)]
         self.window += torch.stack(values)
-        if batch.device.type == "cpu":
+        if settings.device == "cpu":
             self.check_finite()
         self.optimizer.zero_grad()
         terms.total.backward()  # type: ignore[no-untyped-call]
