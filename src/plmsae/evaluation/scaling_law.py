@@ -6,7 +6,8 @@ ones and columns of logarithms. Two of them are named:
 - `width_law`, Gao et al. 2024 (Scaling and evaluating sparse autoencoders): with n latents of which k are active,
   L(n, k) = exp(alpha + beta_k log k + beta_n log n + gamma log k log n) + exp(zeta + eta log k). The second term is
   what no width removes; without it the law is `width_law(..., floor=False)`.
-- `token_law`, the form of Hoffmann et al. 2022: L(n, T) = exp(a + b log n) + exp(c + d log T) + exp(e).
+- `token_law`: L(n, T) = exp(a + b log n) + exp(c + d log T + g log n), what the width leaves and what T tokens leave,
+  which is more for wider dictionaries if g is above 0. Hoffmann et al. 2022 have g = 0 and a constant.
 
 The fit is least squares on log L, whose errors are relative ones, with a loss that grows only linearly for outliers
 (soft L1). Intervals are those of the jackknife: each training is left out once, and the errors of predicting what was
@@ -115,27 +116,24 @@ def width_law(n: Floats, k: Floats, loss: Floats, *, floor: bool = True, confide
     return fit(terms, loss, confidence=confidence)
 
 
-def token_law(n: Floats, tokens: Floats, loss: Floats, *, floor: bool = True, confidence: float = 0.95) -> Law:
-    """A law of width and length of the training at one k; parameters a, b of width, c, d of tokens and the floor e.
+def token_law(n: Floats, tokens: Floats, loss: Floats, *, confidence: float = 0.95) -> Law:
+    """A law of width and length of the training at one k; parameters a, b of width, c, d, g of what is left to train.
 
     Args:
         n: [N] latents.
         tokens: [N] training tokens.
         loss: [N] losses.
-        floor: Whether something is left at any width and length.
         confidence: Of the intervals.
 
     Raises:
         DataError: See `fit`.
     """
     n, tokens = _positive("n", n), _positive("tokens", tokens)
-    one = np.ones(len(n))
+    one, log_n = np.ones(len(n)), np.log(n)
     terms = [
-        Term(("a", "b"), np.stack([one, np.log(n)], 1)),
-        Term(("c", "d"), np.stack([one, np.log(tokens)], 1)),
+        Term(("a", "b"), np.stack([one, log_n], 1)),
+        Term(("c", "d", "g"), np.stack([one, np.log(tokens), log_n], 1)),
     ]
-    if floor:
-        terms.append(Term(("e",), one[:, None]))
     return fit(terms, loss, confidence=confidence)
 
 
@@ -243,7 +241,7 @@ def _solve(designs: Sequence[Floats], log_loss: Floats, start: Floats) -> tuple[
     high = np.concatenate([[-_LOWEST, *[_STEEPEST] * (x.shape[1] - 1)] for x in designs])
     found = least_squares(
         residuals, np.clip(inner, low + 1e-6, high - 1e-6), jac=jacobian, bounds=(low, high), loss="soft_l1",
-        f_scale=OUTLIER, xtol=1e-12, ftol=1e-12, gtol=1e-12, max_nfev=2000,
+        f_scale=OUTLIER, xtol=1e-10, ftol=1e-10, gtol=1e-12, max_nfev=200,
     )  # fmt: skip
     outer = [scaling @ part for scaling, part in zip(scalings, _split(scaled, found.x), strict=True)]
     return float(found.cost), np.concatenate(outer)
