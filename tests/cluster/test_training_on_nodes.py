@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from plmsae.artifacts.manifest import verify
+from plmsae import cli
+from plmsae.artifacts.manifest import manifest_sha256, verify
 from plmsae.cluster import train_job_run
-from plmsae.cluster.launch import TrainJobLauncher
+from plmsae.cluster.launch import NAMESPACE_VARIABLE, TRAIN_JOB_VARIABLE, TrainJobLauncher
 from plmsae.cluster.placement import Placement
 from plmsae.cluster.trainer_api import TrainJobs
 from plmsae.errors import DataError, UserError
-from plmsae.params import validate
+from plmsae.params import canonical_json, validate
 from plmsae.saes import load_folder
 from plmsae.stages.execute import execute
 from plmsae.stages.train_sae import STAGE
@@ -27,6 +28,7 @@ from plmsae.training.parameters import TrainSaeParams
 from tests.cluster.test_train_job import settings
 from tests.cluster.test_train_job_run import once
 from tests.cluster.trainer_server import Cluster, trainer_server
+from tests.stages.test_executor_input import executor_input, task_values
 from tests.stages.test_train_sae import SCALE, SMALL, make_store
 from tests.training.streams import activations
 
@@ -139,3 +141,16 @@ def test_gpus_that_the_nodes_do_not_have_are_refused(cluster: Cluster, store: Pa
     with pytest.raises(UserError, match="the nodes have no GPU"):
         train(tmp_path, store, launcher(cluster, tmp_path / "state"), num_nodes=2, device="cuda")
     assert cluster.created == []
+
+
+def test_a_task_of_a_pipeline_has_the_launcher_that_it_was_compiled_with(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLMSAE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv(TRAIN_JOB_VARIABLE, canonical_json(settings(num_nodes=3, state_folder=str(tmp_path / "state"))))
+    monkeypatch.setenv(NAMESPACE_VARIABLE, "team")
+    values = task_values(activations_sha256=manifest_sha256(store))
+    text = executor_input(tmp_path / "task", values, {"activations": store})
+    assert cli.main(["run", "train_sae", "--executor-input", text]) == 2
+    assert "compiled for 3 nodes with 4 processes each, and the run asks for 1 with 1" in capsys.readouterr().err
