@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from plmsae.cli import build_parser
 from plmsae.cluster.placement import Placement, Toleration, read_placement
+from plmsae.cluster.ranks import ranks
 from plmsae.cluster.train_job import TrainJobSettings, job_name, torchrun, train_job
 from plmsae.errors import UserError
+from plmsae.params import ParamsFile
 from tests.cluster.trainer_server import RefusalError, check_train_job, runtime
 
 KEY = 32 * "a5"
@@ -206,3 +210,11 @@ def test_the_guide_shows_every_line_of_a_placement_with_its_default() -> None:
     assert list(shown) == list(Placement.model_fields)
     assert Placement.model_validate({**shown, "spot": None}) == Placement()
     assert Placement.model_validate(shown).spot == "gke"
+
+
+def test_the_command_of_the_guide_is_one(tmp_path: Path) -> None:
+    (block,) = [part for part in GUIDE.split("\n\n") if part.startswith("    plmsae submit")]
+    args = build_parser("submit").parse_args(shlex.split(block.replace("\\\n", " "))[1:])
+    file = ParamsFile(Path(__file__).parents[2] / "params.yaml", args.set)
+    assert ranks(file)["train_sae"] == (2, 8)
+    assert (args.state_claim, args.service_account) == ("plmsae-state", "plmsae-runner")

@@ -89,10 +89,10 @@ def test_two_nodes_train_the_sae_that_one_process_trains(
 
 
 @pytest.mark.long
-def test_a_lost_node_changes_no_byte(cluster: Cluster, store: Path, tmp_path: Path) -> None:
-    state = tmp_path / "lost" / "state"
-    undisturbed = train(tmp_path / "whole", store, launcher(cluster, tmp_path / "whole" / "state"), num_nodes=2)
-    cluster.jobs.clear()
+def test_two_nodes_give_the_bytes_of_two_processes_although_one_is_lost(
+    cluster: Cluster, store: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "nodes" / "state"
 
     def lose() -> None:
         once(lambda: [folder for folder in state.glob("checkpoints/*") if latest_step(folder)], 300)
@@ -101,11 +101,12 @@ def test_a_lost_node_changes_no_byte(cluster: Cluster, store: Path, tmp_path: Pa
 
     thread = threading.Thread(target=lose)
     thread.start()
-    on_nodes = train(tmp_path / "lost", store, launcher(cluster, state), num_nodes=2)
+    on_nodes = train(tmp_path / "nodes", store, launcher(cluster, state), num_nodes=2)
     thread.join()
     assert cluster.restarts == 1
+    here = train(tmp_path / "here", store, None, num_processes=2, parallel="data")
     for file in ("sae/sae.safetensors", "curves.csv", "density.csv", "metrics.json"):
-        assert (on_nodes / file).read_bytes() == (undisturbed / file).read_bytes(), file
+        assert (on_nodes / file).read_bytes() == (here / file).read_bytes(), file
 
 
 @pytest.mark.long
@@ -137,10 +138,20 @@ def test_a_pipeline_compiled_for_other_numbers_is_refused(cluster: Cluster, stor
     assert cluster.created == []
 
 
-def test_gpus_that_the_nodes_do_not_have_are_refused(cluster: Cluster, store: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the nodes have no GPU"):
-        train(tmp_path, store, launcher(cluster, tmp_path / "state"), num_nodes=2, device="cuda")
-    assert cluster.created == []
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "cuda"}, "the nodes have no GPU"),
+        ({"batch_size": 255}, "255 rows cannot be divided among 2 processes"),
+        ({"parallel": "independent"}, "on several nodes every batch is divided"),
+    ],
+)
+def test_what_the_nodes_could_not_do_is_refused_before_they_are_asked_for(
+    cluster: Cluster, store: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, store, launcher(cluster, tmp_path / "state"), num_nodes=2, **changes)
+    assert cluster.requests == []
 
 
 def test_a_task_of_a_pipeline_has_the_launcher_that_it_was_compiled_with(

@@ -62,6 +62,25 @@ class Feed:
     sequences: str | None = None
     root: str = "."
 
+    def check(self, batch_size: int, num_processes: int) -> None:
+        """Refuse what cannot be divided.
+
+        Raises:
+            UserError: The batch is no multiple of the processes, or rows are made by a PLM.
+        """
+        if batch_size % num_processes:
+            raise UserError(
+                f"a batch of {batch_size} rows cannot be divided among {num_processes} processes",
+                where="train_sae.batch_size, train_sae.num_processes",
+                fix=f"make it {batch_size - batch_size % num_processes or num_processes}",
+            )
+        if self.sequences is not None and num_processes > 1:
+            raise UserError(
+                f"proteins go through the PLM in one process, not in {num_processes}",
+                where="train_sae.sequences, train_sae.num_processes",
+                fix="extract the activations first and set sequences to null, or set num_processes to 1",
+            )
+
     @contextmanager
     def open(self, batch_size: int, device: str, group: Group = SOLO) -> Iterator[tuple[ShuffledRows, ShuffledRows]]:
         """Raw training and held-out rows, in batches of `batch_size` divided among the processes.
@@ -71,18 +90,7 @@ class Feed:
             DataError: A split is empty, or a chunk is missing or corrupted.
             TryAgainError: The bucket cannot be reached.
         """
-        if batch_size % group.size:
-            raise UserError(
-                f"a batch of {batch_size} rows cannot be divided among {group.size} processes",
-                where="train_sae.batch_size, train_sae.num_processes",
-                fix=f"make it {batch_size - batch_size % group.size or group.size}",
-            )
-        if self.sequences is not None and group.size > 1:
-            raise UserError(
-                f"proteins go through the PLM in one process, not in {group.size}",
-                where="train_sae.sequences, train_sae.num_processes",
-                fix="extract the activations first and set sequences to null, or set num_processes to 1",
-            )
+        self.check(batch_size, group.size)
         store, rows, ahead = Path(self.store), batch_size // group.size, self.num_workers > 0
         folder = Path(self.cache) / str(group.rank) if group.size > 1 else Path(self.cache)
         with BlockCache(folder, self.cache_mib * 2**20 // group.size) as cache, ExitStack() as stack:

@@ -13,10 +13,10 @@ from typing import Protocol
 
 from plmsae.errors import PlmsaeError, TryAgainError, UserError
 from plmsae.training.job import Feed, Job, clear_failures, failure
+from plmsae.training.launch import MODULE
 from plmsae.training.loop import Trained, finished
 from plmsae.training.member import Failed, Plan
 
-MODULE = "plmsae.training.worker"
 JOB = "job.json"
 
 
@@ -70,7 +70,9 @@ def device_of(nodes: Nodes, device: str) -> str:
     return "cpu" if device == "cpu" else nodes.device
 
 
-def train_on(nodes: Nodes, plans: Sequence[Plan], feed: Feed, checkpoints: Path) -> list[Trained | Failed]:
+def train_on(
+    nodes: Nodes, plans: Sequence[Plan], feed: Feed, checkpoints: Path, num_processes: int
+) -> list[Trained | Failed]:
     """`train_all` with every batch divided among the processes of other machines.
 
     Args:
@@ -78,18 +80,15 @@ def train_on(nodes: Nodes, plans: Sequence[Plan], feed: Feed, checkpoints: Path)
         plans: What they train; their device is that of the machines.
         feed: What they read, as this process sees it.
         checkpoints: Folder that the machines see; its name stands for the work.
+        num_processes: Processes of all machines.
 
     Raises:
+        UserError: The batches cannot be divided among them.
         PlmsaeError: What a process ended with.
         TryAgainError: They ended without a word, or were stopped; the next call goes on from the last checkpoint.
     """
-    inputs = checkpoints / "inputs"
-    there = replace(
-        feed,
-        store=str(nodes.shared(Path(feed.store), inputs)),
-        sequences=None if feed.sequences is None else str(nodes.shared(Path(feed.sequences), inputs)),
-        cache=nodes.cache,
-    )
+    feed.check(plans[0].settings.batch_size, num_processes)  # before machines are asked for
+    there = replace(feed, store=str(nodes.shared(Path(feed.store), checkpoints / "inputs")), cache=nodes.cache)
     # What comes back is read here, where there may be no GPU.
     here = [replace(plan, settings=replace(plan.settings, device="cpu")) for plan in plans]
     path = checkpoints / JOB

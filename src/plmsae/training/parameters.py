@@ -284,6 +284,8 @@ class TrainSaeParams(Params):
             raise ValueError("kernel reference is the papers' step in float32; set kernel to auto, or precision")
         if (self.expansion_factor is None) == (self.dictionary_size is None):
             raise ValueError("give one of expansion_factor and dictionary_size and set the other to null")
+        if self.num_nodes > 1 and self.parallel == "independent":
+            raise ValueError("on several nodes every batch is divided; set parallel to auto or data, or num_nodes to 1")
         for name, architectures in OPTIONS.items():
             if getattr(self, name) is not None and self.architecture not in architectures:
                 raise ValueError(f"{name} is for {', '.join(architectures)}; with {self.architecture} set it to null")

@@ -130,7 +130,7 @@ def train_members(members: Mapping[str, TrainSaeParams], inputs: Inputs) -> dict
             root=str(inputs.root),
         )
         if nodes is not None:
-            ended = train_on(nodes, chosen, feed, inputs.checkpoints)
+            ended = train_on(nodes, chosen, feed, inputs.checkpoints, params.num_nodes * params.num_processes)
         elif way == "together":
             ended = train_together(chosen, feed, inputs.checkpoints, params.num_processes)
         elif way == "apart":
