@@ -1,6 +1,6 @@
 """Where the time of our training goes: the share that waits for data, and the parts of the rest.
 
-    python benchmarks/training_time.py [--d 320] [--n 10240] [--k 32] [--batch 2048] [--rounds 3] [--threads 1]
+    python benchmarks/training_time.py [--d 320] [--n 2560] [--k 32] [--batch 2048] [--rounds 3] [--threads 1]
 
 The trainings of `training.py`, at `--n` latents and at a quarter, where steps are shorter. The wait is measured
 around the reader, which the training asks from its own thread (`train_sae.num_workers: 0`); the rows are in the page
@@ -23,9 +23,7 @@ LOOK_EVERY, CHECKPOINT_EVERY = 50, 500
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.set_defaults(n=10240)
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__).parse_args()
     arguments.steps = NUM_ROWS["train"] // arguments.batch
     with tempfile.TemporaryDirectory(prefix="plmsae-") as folder:
         job = prepare(Path(folder), arguments)
