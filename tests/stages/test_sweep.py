@@ -23,7 +23,8 @@ from plmsae.stages import train_sae
 from plmsae.stages.catalog import load_params
 from plmsae.stages.execute import execute
 from plmsae.stages.sweep import STAGE, SweepParams
-from plmsae.training import checkpoint, loop
+from plmsae.training import checkpoint
+from plmsae.training import run as after_step
 from plmsae.training.comparison import Row, best, non_dominated, on_front
 from plmsae.training.parameters import TrainSaeParams
 from tests.evaluation.conftest import plm, sequences, store
@@ -154,7 +155,7 @@ def test_a_sweep_that_was_cut_off_ends_in_the_same_bytes(
         return saved
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", interrupted)
+        patch.setattr(after_step, "save_checkpoint", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, inputs)
     assert saves == [50, 79]
@@ -219,7 +220,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, plm: ProteinLM, sequences: Pa
 def test_the_best_on_validation_proteins_can_be_evaluated(
     real: dict[str, Path], tmp_path: Path, select_by: str
 ) -> None:
-    base = {**BASE, "expansion_factor": 1, "num_valid_rows": 256}
+    base = {**BASE, "tokens": 5000, "expansion_factor": 1, "num_valid_rows": 256, "num_test_rows": 1000}
     choice: dict[str, Any] = {"max_proteins": None, "max_tokens": 1024, "threads": 1, "seed": 3}
     concepts: dict[str, Any] = {"min_instances": 3, "min_proteins": 2, "thresholds": [0.0, 0.5]}
     output = run(
