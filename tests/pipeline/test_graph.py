@@ -17,8 +17,8 @@ EXIT = "report-outcome"
 Port = tuple[str, str, str]  # producer, consumer, input port
 
 
-def compiled() -> dict[str, Any]:
-    specification, _ = yaml.safe_load_all((ROOT / "pipelines" / "train.yaml").read_text(encoding="utf-8"))
+def compiled(pipeline: str = "train") -> dict[str, Any]:
+    specification, _ = yaml.safe_load_all((ROOT / "pipelines" / f"{pipeline}.yaml").read_text(encoding="utf-8"))
     return specification
 
 
@@ -47,16 +47,16 @@ def kfp_checksums(specification: dict[str, Any]) -> set[Port]:
     }
 
 
-def dvc_edges(root: Any) -> set[tuple[str, str]]:
-    """(producer, consumer) from DVC's own picture of the graph."""
-    dot = call(root, "dvc", "dag", "--dot").stdout
+def dvc_edges(root: Any, *target: str) -> set[tuple[str, str]]:
+    """(producer, consumer) from DVC's own picture of the graph, or of what a target needs."""
+    dot = call(root, "dvc", "dag", "--dot", *target).stdout
     found = re.findall(r'"([^"]+)"\s*->\s*"([^"]+)"', dot)
     assert found, dot
     return {(_task(a), _task(b)) for a, b in found if not a.endswith(".dvc")}
 
 
 def _task(dvc_stage: str) -> str:
-    return dvc_stage.replace("@", "-").replace("_", "-")
+    return dvc_stage.rpartition("dvc.yaml:")[2].replace("@", "-").replace("_", "-")
 
 
 def ordered(specification: dict[str, Any]) -> set[tuple[str, str]]:
