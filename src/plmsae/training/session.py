@@ -25,6 +25,7 @@ from plmsae.errors import UserError
 from plmsae.saes.base import SparseAutoencoder
 from plmsae.training.data import Scaled
 from plmsae.training.export import held_out, measure_latent_max
+from plmsae.training.interruption import Interruption
 from plmsae.training.job import Feed
 from plmsae.training.launch import train_apart, train_together
 from plmsae.training.loop import Trained, train_all
@@ -140,8 +141,10 @@ def train_members(members: Mapping[str, TrainSaeParams], inputs: Inputs) -> dict
             ended = train_all(chosen, Scaled(source, scale), valid, inputs.checkpoints, num_workers=params.num_workers)
         trained = {name: end for name, end in zip(plans, ended, strict=True) if isinstance(end, Trained)}
         saes = [end.sae.with_unit_atoms().folded(scale) for end in trained.values()]
-        latent_max_rows = measure_latent_max(saes, source, params.num_latent_max_rows)
-        measured = held_out(saes, reader("valid"), params.num_test_rows)
+        with Interruption() as interruption, interruption.at_once():
+            interruption.kept = "all its steps are done, and the last checkpoint is kept"
+            latent_max_rows = measure_latent_max(saes, source, params.num_latent_max_rows)
+            measured = held_out(saes, reader("valid"), params.num_test_rows)
     facts: dict[str, Any] = {
         "train_rows": source.num_rows,
         "latent_max_rows": latent_max_rows,

@@ -2,7 +2,7 @@
 
 The API key comes from the environment variable WANDB_API_KEY, which wandb reads itself, and WANDB_MODE=offline keeps
 everything in `wandb/` (or WANDB_DIR) for a later `wandb sync`. What is sent is named here: the rows, and how the SAE is
-trained. Code, git state, console output, hardware figures and installed packages are not.
+trained. Code, git state, console output, the name of the machine, its figures and installed packages are not.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def _started(plan: Plan, checkpoints: Path) -> Any:
                 console="off",
                 disable_code=True,
                 disable_git=True,
+                host="",
                 quiet=True,
                 x_disable_machine_info=True,
                 x_disable_meta=True,
