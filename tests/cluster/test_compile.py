@@ -11,8 +11,10 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
 
+from plmsae import cli
 from plmsae.cluster.compile import compile_pipeline, pipeline_names
 from plmsae.cluster.placement import Placement, Toleration
+from plmsae.cluster.ranks import ranks
 from plmsae.cluster.render import pipeline_targets
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.cluster.train_job import TrainJobSettings
@@ -296,3 +298,28 @@ def test_several_nodes_need_a_volume() -> None:
     with pytest.raises(UserError, match="'train_sae' on 2 nodes needs a volume") as raised:
         compile_pipeline("train", image=CPU, root=ROOT, ranks={"train_sae": (2, 1)})
     assert "--state-claim" in str(raised.value.fix)
+
+
+def test_the_verb_takes_a_placement_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "placement.yaml").write_text("node_selector: {team: a}\nspot: karpenter\n")
+    monkeypatch.chdir(ROOT)
+    output = tmp_path / "train.yaml"
+    given = ["compile", "train", "--image", CPU, "--output", str(output)]
+    assert cli.main([*given, "--placement", str(tmp_path / "placement.yaml")]) == 0
+    _, settings = platform_of(output.read_text(), "train-sae")
+    assert settings["nodeSelector"]["labels"] == {"team": "a", "karpenter.sh/capacity-type": "spot"}
+    assert cli.main([*given, "--placement", str(tmp_path / "none.yaml")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "train", "sweep"),
+    [
+        ((), (1, 1), (1, 1)),
+        (("train_sae.num_nodes=2", "train_sae.num_processes=8"), (2, 8), (2, 8)),
+        (("sweep.train_sae={num_processes: 4}",), (1, 1), (1, 4)),
+    ],
+)
+def test_the_numbers_of_ranks_are_those_of_the_parameters(
+    overrides: tuple[str, ...], train: tuple[int, int], sweep: tuple[int, int]
+) -> None:
+    assert ranks(ParamsFile(ROOT / "params.yaml", overrides)) == {"train_sae": train, "sweep": sweep}

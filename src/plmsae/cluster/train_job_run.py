@@ -197,7 +197,7 @@ class TrainJobRun:
                 return
             if state.name == "Failed":
                 self._lost(log, pods)
-                raise said or self._failed(state, pods)
+                raise self._failed(state, pods, said)
             if self.clock() - began > limit:
                 raise TryAgainError(
                     f"the TrainJob has not ended after {limit / 3600:.1f} h; {self._stopped()}",
@@ -213,8 +213,9 @@ class TrainJobRun:
             if pod.node:
                 log.tail(pod, NUM_LAST_LINES)
 
-    def _failed(self, state: State, pods: list[Pod]) -> TryAgainError:
-        told = "; ".join(f"node {pod.node}: {pod.trouble}" for pod in pods if pod.trouble)
+    def _failed(self, state: State, pods: list[Pod], said: PlmsaeError | None) -> TryAgainError:
+        words = [f"node {pod.node}: {pod.trouble}" for pod in pods if pod.trouble]
+        told = "; ".join([*words, *([f"a rank said: {said.problem}"] if said else [])])
         if state.reason == "DeadlineExceeded":
             hours = self.manifest["spec"]["activeDeadlineSeconds"] / 3600
             return TryAgainError(
