@@ -44,10 +44,16 @@ def executor(document: dict[str, Any], task: str) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def targets() -> dict[str, str]:
+    """Everything that is compiled from the repository, by path."""
+    return pipeline_targets(ROOT)
+
+
 @pytest.mark.parametrize("name", pipeline_names(ROOT))
-def test_the_committed_package_is_current_and_a_valid_specification(name: str) -> None:
+def test_the_committed_package_is_current_and_a_valid_specification(name: str, targets: dict[str, str]) -> None:
     text = (ROOT / "pipelines" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert pipeline_targets(ROOT)[f"pipelines/{name}.yaml"] == text, "run: make render"
+    assert targets[f"pipelines/{name}.yaml"] == text, "run: make render"
     specification, platform = yaml.safe_load_all(text)
     json_format.ParseDict(specification, PipelineSpec())
     json_format.ParseDict(platform, PlatformSpec())
@@ -55,10 +61,9 @@ def test_the_committed_package_is_current_and_a_valid_specification(name: str) -
         json_format.ParseDict({**specification, "tasks": {}}, PipelineSpec())
 
 
-def test_the_committed_components_are_current_and_can_be_loaded() -> None:
+def test_the_committed_components_are_current_and_can_be_loaded(targets: dict[str, str]) -> None:
     from kfp.components import load_component_from_file
 
-    targets = pipeline_targets(ROOT)
     for stage in stages().values():
         path = ROOT / "components" / stage.name / f"{function_name(stage)}.yaml"
         assert targets[path.relative_to(ROOT).as_posix()] == path.read_text(encoding="utf-8")
@@ -155,6 +160,28 @@ def test_the_form_is_typed_and_filled_with_params_yaml(package: tuple[dict[str, 
         assert field["description"], name
         if name.endswith("_params"):
             json.loads(field["defaultValue"])
+
+
+def test_the_sweep_has_a_gpu_checkpoints_and_its_grid_in_the_form() -> None:
+    text = compile_pipeline("sweep", image=CPU, gpu_image=GPU, root=ROOT, state_claim="plmsae-state")
+    specification, platform = yaml.safe_load_all(text)
+    stage = stages()["sweep"]
+    container = executor(specification, "sweep")["container"]
+    assert (container["image"], container["command"]) == (GPU, ["plmsae", "run", "sweep"])
+    assert container["resources"]["accelerator"]["count"] == "1"
+    assert container["env"] == [{"name": "PLMSAE_STATE", "value": "/state"}]
+    settings = executor(platform["platforms"]["kubernetes"], "sweep")
+    assert settings["activeDeadlineSeconds"] == str(stage.resources.timeout_hours * 3600)
+    assert settings["pvcMount"][0]["constant"] == "plmsae-state"
+    cached = {name for name, task in tasks(specification).items() if task.get("cachingOptions", {}).get("enableCache")}
+    assert "sweep" in cached
+    assert not {"register", "report-outcome"} & cached
+    form = specification["root"]["inputDefinitions"]["parameters"]
+    assert {name for name, field in form.items() if not field.get("isOptional")} == {"source", "source_sha256"}
+    arguments = pipeline_arguments(ParamsFile(ROOT / "params.yaml"), ["sweep"])
+    assert {name: form[name]["defaultValue"] for name in arguments} == arguments
+    assert form["grid"]["parameterType"] == "STRING"
+    assert all(field["description"] for field in form.values())
 
 
 @pytest.mark.parametrize(
