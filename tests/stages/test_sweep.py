@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -28,7 +29,7 @@ from plmsae.training import run as after_step
 from plmsae.training.comparison import Row, best, non_dominated, on_front
 from plmsae.training.parameters import TrainSaeParams
 from tests.evaluation.conftest import plm, sequences, store
-from tests.stages.test_train_sae import SCALE, SMALL, make_store
+from tests.stages.test_train_sae import SCALE, SMALL, make_store, tiny
 from tests.training.streams import activations
 
 BASE = {**SMALL, "tokens": 20_000}
@@ -180,6 +181,22 @@ def test_one_that_diverges_is_recorded_and_the_others_are_as_they_are(inputs: di
     assert "(1 of them diverged)" in found["summary.md"].decode()
     with pytest.raises(DataError, match="diverged"):
         run(tmp_path / "none", inputs, train_sae=base, grid={"learning_rate": [0.9, 0.95]})
+
+
+def test_on_the_fly_the_members_are_what_they_are_alone(tiny: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    file = tiny / "sequences.parquet"
+    live = {"sequences": str(file), "sequences_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    base = {**BASE, "tokens": 4000, "expansion_factor": 8, "num_valid_rows": 100, **live}
+    ports = {**inputs, "activations": tiny / "store"}
+    output = run(tmp_path / "sweep", ports, train_sae=base, grid={"k": [2, 4]})
+    member = validate(SweepParams, {"train_sae": base, "grid": {"k": [2, 4]}}, section="sweep").members()["k4"]
+    alone = files(run_alone(tmp_path / "alone", ports, member))
+    del alone["manifest.json"]
+    assert files(output / "members" / "k4") == alone
+    assert read_manifest(output).source_files == {"train_sae.sequences": live["sequences_sha256"]}
+    with pytest.raises(DataError, match="has sha256") as caught:
+        run(tmp_path / "other", ports, train_sae={**base, "sequences_sha256": "0" * 64}, grid={"k": [2, 4]})
+    assert caught.value.where == "sweep.train_sae.sequences_sha256"
 
 
 def test_dominance_by_hand() -> None:
