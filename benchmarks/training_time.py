@@ -67,7 +67,10 @@ def print_parts(job: Job) -> None:
         "checkpoint": f"checkpoint, every {CHECKPOINT_EVERY} steps",
     }
     print("\n## Where our time goes\n")
-    print(f"`topk`, milliseconds per step (under cProfile) at the stage's cadence, threads {job.threads}.\n")
+    print(
+        f"`topk`, milliseconds per step at the stage's cadence, threads {job.threads}, under cProfile: its own cost falls "
+        "on what makes many small calls, Lightning.\n"
+    )
     print(f"| | {' | '.join(f'n {n}' for n in sizes)} |\n|---|{'---|' * len(sizes)}")
     for part, name in names.items():
         cells = []
