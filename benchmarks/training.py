@@ -63,7 +63,8 @@ Figures = dict[str, Any]
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--architectures", nargs="+", choices=PEERS, default=list(PEERS))
+    tables = (*PEERS, "allocator")
+    parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "plmsae" / "peers")
     arguments = parser.parse_args()
     rounds = arguments.rounds
@@ -72,10 +73,11 @@ def main() -> None:
         job = prepare(Path(folder), arguments)
         print_head(job, rounds)
         run("saelens", job, "prepare", pythons=pythons)
-        for architecture in arguments.architectures:
-            measure(replace(job, architecture=architecture), pythons, rounds)
-        if "topk" in arguments.architectures:
-            measure(job, pythons, rounds, ALLOCATOR)
+        for table in arguments.tables:
+            if table == "allocator":
+                measure(job, pythons, rounds, ALLOCATOR)
+            else:
+                measure(replace(job, architecture=table), pythons, rounds)
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

@@ -68,8 +68,8 @@ def print_parts(job: Job) -> None:
     }
     print("\n## Where our time goes\n")
     print(
-        f"`topk`, milliseconds per step at the stage's cadence, threads {job.threads}, under cProfile: its own cost falls "
-        "on what makes many small calls, Lightning.\n"
+        f"`topk`, milliseconds per step at the stage's cadence, threads {job.threads}, under cProfile: its own cost "
+        "falls on what makes many small calls, Lightning.\n"
     )
     print(f"| | {' | '.join(f'n {n}' for n in sizes)} |\n|---|{'---|' * len(sizes)}")
     for part, name in names.items():
