@@ -64,7 +64,7 @@ def run_of(
     return TrainJobRun(jobs, train_job(KEY, NAMESPACE, command, given), forget, failure, finished)
 
 
-def once(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def once(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not condition():
@@ -130,7 +130,7 @@ def test_a_node_that_is_lost_starts_all_anew(cluster: Cluster, tmp_path: Path) -
     script = f"echo x >> {tmp_path}/$PET_NODE_RANK; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
 
     def lose() -> None:
-        once(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+        once(lambda: [path.read_text() for path in tmp_path.iterdir()] == ["x\n", "x\n"])
         cluster.lose_node(NAME, 1)
         once(lambda: (tmp_path / "0").read_text() == "x\nx\n")
         (tmp_path / "go").touch()
