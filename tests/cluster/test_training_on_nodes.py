@@ -54,8 +54,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(folder, SCALE * activations(3000), SCALE * activations(1000, seed=1))
 
 
-def launcher(cluster: Cluster, state: Path, num_nodes: int = 2) -> TrainJobLauncher:
-    given = settings(Placement(gpu_type=None), num_nodes=num_nodes, num_processes=1, state_folder=str(state))
+def launcher(cluster: Cluster, state: Path, num_nodes: int = 2, num_processes: int = 1) -> TrainJobLauncher:
+    ranks = {"num_nodes": num_nodes, "num_processes": num_processes}
+    given = settings(Placement(gpu_type=None), **ranks, state_folder=str(state))
 
     def connect(namespace: str) -> TrainJobs:
         return TrainJobs(namespace, cluster.configuration())
@@ -89,7 +90,7 @@ def test_two_nodes_train_the_sae_that_one_process_trains(
 
 
 @pytest.mark.long
-def test_two_nodes_give_the_bytes_of_two_processes_although_one_is_lost(
+def test_two_nodes_of_two_give_the_bytes_of_four_processes_although_a_node_is_lost(
     cluster: Cluster, store: Path, tmp_path: Path
 ) -> None:
     state = tmp_path / "nodes" / "state"
@@ -101,10 +102,11 @@ def test_two_nodes_give_the_bytes_of_two_processes_although_one_is_lost(
 
     thread = threading.Thread(target=lose)
     thread.start()
-    on_nodes = train(tmp_path / "nodes", store, launcher(cluster, state), num_nodes=2)
+    nodes = launcher(cluster, state, num_processes=2)
+    on_nodes = train(tmp_path / "nodes", store, nodes, num_nodes=2, num_processes=2)
     thread.join()
     assert cluster.restarts == 1
-    here = train(tmp_path / "here", store, None, num_processes=2, parallel="data")
+    here = train(tmp_path / "here", store, None, num_processes=4, parallel="data")
     for file in ("sae/sae.safetensors", "curves.csv", "density.csv", "metrics.json"):
         assert (on_nodes / file).read_bytes() == (here / file).read_bytes(), file
 
