@@ -36,7 +36,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results, Re
     ]
     alone = ranks.alone(folder / "alone")
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors.decode()[-4000:]
     first, second = (load_file(folder / f"{rank}.safetensors") for rank in range(2))
     return alone, first, second
