@@ -1,24 +1,30 @@
-"""What every task of a pipeline gets beside its inputs: resources, retries, limits, environment, caching."""
+"""What every task of a pipeline gets beside its inputs: resources, nodes, retries, limits, environment, caching."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from kfp import dsl, kubernetes
 
-from components.image import GPU_IMAGE, IMAGE, STATE_CLAIM
+from components.image import GPU_IMAGE, IMAGE, PLACEMENT, RANKS, STATE_CLAIM
+from plmsae.cluster.launch import NAMESPACE_VARIABLE, TRAIN_JOB_VARIABLE
+from plmsae.cluster.placement import SECTION, Placement
+from plmsae.cluster.ranks import ranks
 from plmsae.cluster.sections import pipeline_arguments
-from plmsae.params import ParamsFile
+from plmsae.cluster.train_job import TrainJobSettings
+from plmsae.errors import UserError
+from plmsae.params import ParamsFile, canonical_json, validate
 from plmsae.stages.catalog import stage as find_stage
 from plmsae.stages.executor_input import STATE_VARIABLE
-from plmsae.stages.spec import Retry
+from plmsae.stages.spec import Retry, Stage
 
 _PARAMS = Path(__file__).parents[1] / "params.yaml"
 USER = 10001
-ACCELERATOR = "nvidia.com/gpu"
-GPU_POOL = ("plmsae.io/pool", "gpu")
 SETTINGS_MAP = "plmsae"
 IMAGE_ANNOTATION = "plmsae.io/image"
 STATE_FOLDER = "/state"
+_PLACEMENT = validate(Placement, json.loads(PLACEMENT), section=SECTION)
+_RANKS = {**ranks(ParamsFile(_PARAMS)), **json.loads(RANKS)}
 _REGISTRY = "MLFLOW_TRACKING_URI"
 _SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 _SECRETS = {
@@ -39,13 +45,15 @@ def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
     """
     stage = find_stage(stage_id)
     need = stage.resources
-    task.set_cpu_request(str(need.cpu)).set_cpu_limit(str(need.cpu))
-    task.set_memory_request(f"{need.memory_gib}Gi").set_memory_limit(f"{need.memory_gib}Gi")
-    if need.gpu:
-        task.set_accelerator_type(ACCELERATOR).set_accelerator_limit(need.gpu)
-        kubernetes.add_node_selector(task, *GPU_POOL)
-        kubernetes.add_toleration(task, key=ACCELERATOR, operator="Exists", effect="NoSchedule")
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="2Gi")
+    num_nodes, num_processes = _RANKS.get(stage.section, (1, 1))
+    # A task that starts a TrainJob waits for it, and needs no more than the rest of its work does.
+    share = num_processes if num_nodes == 1 else 1
+    task.set_cpu_request(str(need.cpu * share)).set_cpu_limit(str(need.cpu * share))
+    task.set_memory_request(f"{need.memory_gib * share}Gi").set_memory_limit(f"{need.memory_gib * share}Gi")
+    if num_nodes > 1:
+        _launching(task, stage, num_nodes, num_processes)
+    elif need.gpu:
+        _placed(task, need.gpu * share)
     if STATE_CLAIM and stage.resumable:
         kubernetes.mount_pvc(task, pvc_name=STATE_CLAIM, mount_path=STATE_FOLDER)
         task.set_env_variable(STATE_VARIABLE, STATE_FOLDER)
@@ -59,15 +67,56 @@ def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
     return _in_namespace(task.set_caching_options(by_digest and not stage.side_effects), need.timeout_hours)
 
 
+def _placed(task: dsl.PipelineTask, num_gpus: int) -> None:
+    """Send a task to the nodes of the placement, with so many GPUs."""
+    if _PLACEMENT.gpu_type is not None:
+        task.set_accelerator_type(_PLACEMENT.gpu_type).set_accelerator_limit(num_gpus)
+    for key, value in _PLACEMENT.labels.items():
+        kubernetes.add_node_selector(task, key, value)
+    for item in _PLACEMENT.taints:
+        kubernetes.add_toleration(task, **item)
+    kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=_PLACEMENT.shared_memory)
+    if _PLACEMENT.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, _PLACEMENT.image_pull_secrets)
+
+
+def _launching(task: dsl.PipelineTask, stage: Stage, num_nodes: int, num_processes: int) -> None:
+    """Tell a task what the TrainJob is made of that it starts."""
+    if not STATE_CLAIM:
+        raise UserError(
+            f"'{stage.id}' on {num_nodes} nodes needs a volume that all of them see",
+            where=f"{stage.section}.num_nodes",
+            fix="pass --state-claim, e.g. plmsae-state (k8s/components/state), or set it to 1",
+        )
+    need = stage.resources
+    settings = TrainJobSettings(
+        num_nodes=num_nodes,
+        num_processes=num_processes,
+        image=GPU_IMAGE,
+        state_claim=STATE_CLAIM,
+        state_folder=STATE_FOLDER,
+        cpu=_PLACEMENT.cpu or need.cpu * num_processes,
+        memory_gib=_PLACEMENT.memory_gib or need.memory_gib * num_processes,
+        timeout_seconds=need.timeout_hours * 3600,
+        placement=_PLACEMENT,
+    )
+    task.set_env_variable(TRAIN_JOB_VARIABLE, canonical_json(settings))
+    kubernetes.use_field_path_as_env(task, NAMESPACE_VARIABLE, "metadata.namespace")
+
+
 def configure_exit(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Give the exit task the little that it needs."""
     task.set_cpu_request("100m").set_cpu_limit("1").set_memory_request("256Mi").set_memory_limit("512Mi")
     return _in_namespace(task.set_caching_options(False), 1)
 
 
-def defaults() -> dict[str, Any]:
-    """Pipeline parameter -> its default: what `params.yaml` says at compile time."""
-    return pipeline_arguments(ParamsFile(_PARAMS))
+def defaults(*stage_ids: str) -> dict[str, Any]:
+    """Pipeline parameter -> its default: what `params.yaml` says at compile time.
+
+    Args:
+        stage_ids: Stages of the pipeline, by default those of `train`.
+    """
+    return pipeline_arguments(ParamsFile(_PARAMS), stage_ids or None)
 
 
 def _identified(task: dsl.PipelineTask) -> None:

@@ -43,6 +43,7 @@ ONLY_IN = {
     "botocore": {"artifacts"},
     "kfp": {"cluster"},
     "kubeflow": {"cluster"},
+    "kubernetes": {"cluster"},
     "dvc": set(),
     "pickle": set(),
     "joblib": set(),
@@ -63,6 +64,7 @@ HEAVY = {
     "sklearn",
     "pyarrow",
     "kfp",
+    "kubernetes",
     "Bio",
 }
 LIGHT_ROOMS = ("stages", "commands", "artifacts")

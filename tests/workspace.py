@@ -43,6 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "checkpoint_every": 20,
         "threads": 1,
     },
+    "sweep": {"grid": {"k": [8, 16], "seed": [0, 1]}, "min_instances": 3, "min_proteins": 2, "threads": 1},
     "evaluate.fidelity": {"max_proteins": 8, "num_resamples": 100, "threads": 1},
     "evaluate.concepts": {"min_instances": 3, "min_proteins": 2, "num_resamples": 100, "threads": 1},
     "evaluate.baselines": {

@@ -38,7 +38,7 @@ def train_sae(
         k: Latents active on a residue: the most of them with topk, their mean with batch_topk and matryoshka. The other
             architectures have no such number.
         tokens: Length of the training in residues, rounded up to whole batches.
-        seed: Seed of the initial weights and of the order of the rows.
+        seed: Seed of the initial weights, and of the order of the rows unless order_seed is.
     """
     return dsl.ContainerSpec(
         image=GPU_IMAGE,

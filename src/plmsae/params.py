@@ -180,6 +180,16 @@ def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     return list(current.model_fields)
 
 
+def value_at(params: BaseModel | Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted parameter; None if a mapping on the way does not hold it."""
+    value: Any = params
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
+        if value is None:
+            break
+    return value
+
+
 def canonical_json(params: BaseModel | Mapping[str, Any]) -> str:
     """Sorted keys, no spaces, ASCII, shortest float form: equal settings give equal text."""
     data = params.model_dump(mode="json") if isinstance(params, BaseModel) else params

@@ -12,8 +12,9 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from plmsae import cli
+from plmsae.cluster.compile import compile_pipeline
 from plmsae.params import ParamsFile, params_sha256
-from plmsae.stages.catalog import stages
+from plmsae.stages.catalog import load_params, stages, stages_of
 from plmsae.stages.executor_input import resolve_params
 from tests.cluster.conftest import ROOT, SOURCE
 from tests.cluster.kfp_server import KfpServer
@@ -72,9 +73,58 @@ def test_every_stage_of_a_run_gets_the_parameters_of_the_file(
     spec = json_format.ParseDict(next(yaml.safe_load_all(package)), pipeline_spec_pb2.PipelineSpec())
     got = dict(tasks(spec, run["runtime_config"]["parameters"]))
     file = ParamsFile(ROOT / "params.yaml", options[1::2])
-    assert set(got) == set(stages())
+    assert set(got) == set(stages_of("train"))
     for stage_id, values in got.items():
-        stage = stages()[stage_id]
+        stage = stages_of("train")[stage_id]
         params = resolve_params(stage, values)
         assert params == file.load(stage.params, stage.section), stage_id
         assert params_sha256(params) == params_sha256(file.load(stage.params, stage.section)), stage_id
+
+
+@pytest.fixture(scope="module")
+def sweep_file(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("package") / "sweep.yaml"
+    file.write_text(compile_pipeline("sweep", image=image, root=ROOT), encoding="utf-8")
+    return file
+
+
+def submit_sweep(kfp: KfpServer, sweep_file: Path, *changes: str) -> int:
+    options = [*SOURCE, *(item for change in changes for item in ("--set", change))]
+    command = ["submit", "sweep", "--host", kfp.host, "--package", str(sweep_file)]
+    return cli.main([*command, "--params", str(ROOT / "params.yaml"), *options])
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_sweep_gets_its_grid_and_what_its_members_inherit(kfp: KfpServer, sweep_file: Path) -> None:
+    changes = ("train_sae.k=16", "train_sae.tokens=1000", "sweep.train_sae.tokens=2000", "sweep.grid={seed: [0, 1]}")
+    assert submit_sweep(kfp, sweep_file, *changes) == 0
+    (run,) = kfp.state.runs.values()
+    (package,) = kfp.state.packages.values()
+    spec = json_format.ParseDict(next(yaml.safe_load_all(package)), pipeline_spec_pb2.PipelineSpec())
+    got = dict(tasks(spec, run["runtime_config"]["parameters"]))
+    file = ParamsFile(ROOT / "params.yaml", [*SOURCE[1::2], *changes])
+    assert "sweep" in got
+    assert "train_sae" not in got
+    for stage_id, values in got.items():
+        stage = stages()[stage_id]
+        assert params_sha256(resolve_params(stage, values)) == params_sha256(load_params(file, stage)), stage_id
+    members = resolve_params(stages()["sweep"], got["sweep"]).members()  # type: ignore[attr-defined]
+    assert [(member.k, member.tokens, member.seed) for member in members.values()] == [(16, 2000, 0), (16, 2000, 1)]
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("sweep.grid={kk: [1]}", "unknown parameter 'kk'"),
+        ("sweep.grid={penalty: [0.1]}", "no architecture of the grid takes 'penalty'"),
+        ("steer.latent=3", "no stage that reads 'steer.latent'"),
+        ("train_sae.sequences=mine.parquet", "'sweep.train_sae.sequences' = 'mine.parquet' is of this machine"),
+    ],
+)
+def test_a_sweep_that_cannot_work_is_refused_before_anything_is_created(
+    kfp: KfpServer, sweep_file: Path, change: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit_sweep(kfp, sweep_file, change) == 2
+    assert words in capsys.readouterr().err
+    assert not kfp.state.runs

@@ -11,12 +11,16 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
 
+from plmsae import cli
 from plmsae.cluster.compile import compile_pipeline, pipeline_names
+from plmsae.cluster.placement import Placement, Toleration
+from plmsae.cluster.ranks import ranks
 from plmsae.cluster.render import pipeline_targets
 from plmsae.cluster.sections import pipeline_arguments
+from plmsae.cluster.train_job import TrainJobSettings
 from plmsae.errors import UserError
 from plmsae.params import ParamsFile
-from plmsae.stages.catalog import stages
+from plmsae.stages.catalog import stages, stages_of
 from plmsae.stages.components import EXAMPLE_IMAGE, function_name, task_name
 from tests.workspace import BIN, ROOT, call
 
@@ -40,10 +44,16 @@ def executor(document: dict[str, Any], task: str) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def targets() -> dict[str, str]:
+    """Everything that is compiled from the repository, by path."""
+    return pipeline_targets(ROOT)
+
+
 @pytest.mark.parametrize("name", pipeline_names(ROOT))
-def test_the_committed_package_is_current_and_a_valid_specification(name: str) -> None:
+def test_the_committed_package_is_current_and_a_valid_specification(name: str, targets: dict[str, str]) -> None:
     text = (ROOT / "pipelines" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert pipeline_targets(ROOT)[f"pipelines/{name}.yaml"] == text, "run: make render"
+    assert targets[f"pipelines/{name}.yaml"] == text, "run: make render"
     specification, platform = yaml.safe_load_all(text)
     json_format.ParseDict(specification, PipelineSpec())
     json_format.ParseDict(platform, PlatformSpec())
@@ -51,10 +61,9 @@ def test_the_committed_package_is_current_and_a_valid_specification(name: str) -
         json_format.ParseDict({**specification, "tasks": {}}, PipelineSpec())
 
 
-def test_the_committed_components_are_current_and_can_be_loaded() -> None:
+def test_the_committed_components_are_current_and_can_be_loaded(targets: dict[str, str]) -> None:
     from kfp.components import load_component_from_file
 
-    targets = pipeline_targets(ROOT)
     for stage in stages().values():
         path = ROOT / "components" / stage.name / f"{function_name(stage)}.yaml"
         assert targets[path.relative_to(ROOT).as_posix()] == path.read_text(encoding="utf-8")
@@ -67,7 +76,7 @@ def test_the_committed_components_are_current_and_can_be_loaded() -> None:
 
 def test_every_stage_gets_what_it_declares(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
     specification, platform = package
-    for stage in stages().values():
+    for stage in stages_of("train").values():
         name, need = task_name(stage), stage.resources
         container = executor(specification, name)["container"]
         assert container["command"] == ["plmsae", "run", stage.id]
@@ -103,8 +112,8 @@ def test_side_effects_are_never_cached_and_nothing_is_by_tag(
     package: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     cached = {n for n, t in tasks(package[0]).items() if t.get("cachingOptions", {}).get("enableCache")}
-    pure = {task_name(stage) for stage in stages().values() if not stage.side_effects}
-    assert cached & {task_name(stage) for stage in stages().values()} == pure
+    pure = {task_name(stage) for stage in stages_of("train").values() if not stage.side_effects}
+    assert cached & {task_name(stage) for stage in stages_of("train").values()} == pure
     assert "report-outcome" not in cached
     text = compile_pipeline("train", image="plmsae:dev", root=ROOT, allow_tag=True)
     by_tag = next(yaml.safe_load_all(text))
@@ -114,7 +123,7 @@ def test_side_effects_are_never_cached_and_nothing_is_by_tag(
 def test_a_volume_for_checkpoints_goes_to_the_stages_that_leave_some() -> None:
     text = compile_pipeline("train", image=CPU, root=ROOT, state_claim="plmsae-state")
     specification, platform = yaml.safe_load_all(text)
-    for stage in stages().values():
+    for stage in stages_of("train").values():
         mounts = executor(platform["platforms"]["kubernetes"], task_name(stage)).get("pvcMount", [])
         variables = executor(specification, task_name(stage))["container"].get("env", [])
         assert [(item["constant"], item["mountPath"]) for item in mounts] == (
@@ -124,7 +133,7 @@ def test_a_volume_for_checkpoints_goes_to_the_stages_that_leave_some() -> None:
 
 
 def test_what_registers_knows_its_run_and_image(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    for stage in stages().values():
+    for stage in stages_of("train").values():
         settings = executor(package[1]["platforms"]["kubernetes"], task_name(stage))
         variables = {item["name"]: item["fieldPath"] for item in settings.get("fieldPathAsEnv", [])}
         annotations = settings.get("podMetadata", {}).get("annotations", {})
@@ -151,6 +160,28 @@ def test_the_form_is_typed_and_filled_with_params_yaml(package: tuple[dict[str, 
         assert field["description"], name
         if name.endswith("_params"):
             json.loads(field["defaultValue"])
+
+
+def test_the_sweep_has_a_gpu_checkpoints_and_its_grid_in_the_form() -> None:
+    text = compile_pipeline("sweep", image=CPU, gpu_image=GPU, root=ROOT, state_claim="plmsae-state")
+    specification, platform = yaml.safe_load_all(text)
+    stage = stages()["sweep"]
+    container = executor(specification, "sweep")["container"]
+    assert (container["image"], container["command"]) == (GPU, ["plmsae", "run", "sweep"])
+    assert container["resources"]["accelerator"]["count"] == "1"
+    assert container["env"] == [{"name": "PLMSAE_STATE", "value": "/state"}]
+    settings = executor(platform["platforms"]["kubernetes"], "sweep")
+    assert settings["activeDeadlineSeconds"] == str(stage.resources.timeout_hours * 3600)
+    assert settings["pvcMount"][0]["constant"] == "plmsae-state"
+    cached = {name for name, task in tasks(specification).items() if task.get("cachingOptions", {}).get("enableCache")}
+    assert "sweep" in cached
+    assert not {"register", "report-outcome"} & cached
+    form = specification["root"]["inputDefinitions"]["parameters"]
+    assert {name for name, field in form.items() if not field.get("isOptional")} == {"source", "source_sha256"}
+    arguments = pipeline_arguments(ParamsFile(ROOT / "params.yaml"), ["sweep"])
+    assert {name: form[name]["defaultValue"] for name in arguments} == arguments
+    assert form["grid"]["parameterType"] == "STRING"
+    assert all(field["description"] for field in form.values())
 
 
 @pytest.mark.parametrize(
@@ -202,3 +233,120 @@ def test_the_verb_writes_the_package(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "not named by digest" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def platform_of(text: str, task: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(container, Kubernetes settings) of a task of a compiled pipeline."""
+    specification, platform = yaml.safe_load_all(text)
+    json_format.ParseDict(platform, PlatformSpec())
+    return executor(specification, task)["container"], executor(platform["platforms"]["kubernetes"], task)
+
+
+def test_a_placement_sends_tasks_with_a_gpu_to_its_nodes() -> None:
+    placement = Placement(
+        gpu_type="amd.com/gpu",
+        node_selector={"team": "a"},
+        tolerations=[Toleration(key="team", operator="Equal", value="a", effect="NoExecute")],
+        spot="aks",
+        shared_memory="9Gi",
+        image_pull_secrets=["registry"],
+    )
+    text = compile_pipeline("train", image=CPU, root=ROOT, placement=placement)
+    for stage in stages_of("train").values():
+        if task_name(stage) not in tasks(next(yaml.safe_load_all(text))):
+            continue
+        container, settings = platform_of(text, task_name(stage))
+        if not stage.resources.gpu:
+            assert "nodeSelector" not in settings
+            assert "accelerator" not in container["resources"]
+            continue
+        assert container["resources"]["accelerator"]["type"] == "amd.com/gpu"
+        assert settings["nodeSelector"]["labels"] == {"team": "a", "kubernetes.azure.com/scalesetpriority": "spot"}
+        assert [(item["key"], item["operator"], item["value"], item["effect"]) for item in settings["tolerations"]] == [
+            ("team", "Equal", "a", "NoExecute"),
+            ("kubernetes.azure.com/scalesetpriority", "Equal", "spot", "NoSchedule"),
+        ]
+        (memory,) = [item for item in settings["emptyDirMounts"] if item["mountPath"] == "/dev/shm"]
+        assert memory["sizeLimit"] == "9Gi"
+        assert [item["secretName"] for item in settings["imagePullSecret"]] == ["registry"]
+
+
+def test_several_processes_on_one_node_take_as_many_gpus() -> None:
+    text = compile_pipeline("train", image=CPU, root=ROOT, ranks={"train_sae": (1, 4)})
+    container, settings = platform_of(text, "train-sae")
+    need = stages()["train_sae"].resources
+    assert container["resources"]["accelerator"] == {
+        "count": "4",
+        "resourceCount": "4",
+        "resourceType": "nvidia.com/gpu",
+        "type": "nvidia.com/gpu",
+    }
+    assert container["resources"]["resourceCpuLimit"] == str(4 * need.cpu)
+    assert container["resources"]["resourceMemoryLimit"] == f"{4 * need.memory_gib}Gi"
+    assert "fieldPathAsEnv" not in settings
+    other, _ = platform_of(text, "extract-activations")
+    assert other["resources"]["resourceCpuLimit"] == str(stages()["extract_activations"].resources.cpu)
+
+
+def test_several_nodes_are_a_job_that_the_task_starts_without_a_gpu_of_its_own() -> None:
+    placement = Placement(gpu_type="amd.com/gpu", spot="gke", cpu=90)
+    text = compile_pipeline(
+        "train",
+        image=CPU,
+        gpu_image=GPU,
+        root=ROOT,
+        state_claim="claim",
+        placement=placement,
+        ranks={"train_sae": (2, 8)},
+    )
+    container, settings = platform_of(text, "train-sae")
+    need = stages()["train_sae"].resources
+    assert "accelerator" not in container["resources"]
+    assert "nodeSelector" not in settings
+    assert container["resources"]["resourceCpuLimit"] == str(need.cpu)
+    (given,) = [item["value"] for item in container["env"] if item["name"] == "PLMSAE_TRAIN_JOB"]
+    assert TrainJobSettings.model_validate_json(given) == TrainJobSettings(
+        num_nodes=2,
+        num_processes=8,
+        image=GPU,
+        state_claim="claim",
+        state_folder="/state",
+        cpu=90,
+        memory_gib=8 * need.memory_gib,
+        timeout_seconds=need.timeout_hours * 3600,
+        placement=placement,
+    )
+    assert "{{" not in given  # Argo's and KFP's placeholders
+    variables = {item["name"]: item["fieldPath"] for item in settings["fieldPathAsEnv"]}
+    assert variables == {"PLMSAE_NAMESPACE": "metadata.namespace"}
+
+
+def test_several_nodes_need_a_volume() -> None:
+    with pytest.raises(UserError, match="'train_sae' on 2 nodes needs a volume") as raised:
+        compile_pipeline("train", image=CPU, root=ROOT, ranks={"train_sae": (2, 1)})
+    assert "--state-claim" in str(raised.value.fix)
+
+
+def test_the_verb_takes_a_placement_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "placement.yaml").write_text("node_selector: {team: a}\nspot: karpenter\n")
+    monkeypatch.chdir(ROOT)
+    output = tmp_path / "train.yaml"
+    given = ["compile", "train", "--image", CPU, "--output", str(output)]
+    assert cli.main([*given, "--placement", str(tmp_path / "placement.yaml")]) == 0
+    _, settings = platform_of(output.read_text(), "train-sae")
+    assert settings["nodeSelector"]["labels"] == {"team": "a", "karpenter.sh/capacity-type": "spot"}
+    assert cli.main([*given, "--placement", str(tmp_path / "none.yaml")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "train", "sweep"),
+    [
+        ((), (1, 1), (1, 1)),
+        (("train_sae.num_nodes=2", "train_sae.num_processes=8"), (2, 8), (2, 8)),
+        (("sweep.train_sae={num_processes: 4}",), (1, 1), (1, 4)),
+    ],
+)
+def test_the_numbers_of_ranks_are_those_of_the_parameters(
+    overrides: tuple[str, ...], train: tuple[int, int], sweep: tuple[int, int]
+) -> None:
+    assert ranks(ParamsFile(ROOT / "params.yaml", overrides)) == {"train_sae": train, "sweep": sweep}

@@ -140,7 +140,7 @@ def test_https_to_a_server_without_it_is_said(kfp: KfpServer) -> None:
 
 
 def test_a_private_authority_is_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = _self_signed(tmp_path)
+    file = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
     with kfp_server(context) as server:
@@ -154,7 +154,7 @@ def test_a_private_authority_is_named_by_the_environment(tmp_path: Path, monkeyp
 
 
 def test_a_registry_of_a_private_authority_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = _self_signed(tmp_path)
+    file = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
     monkeypatch.setattr(images, "_is_local", lambda netloc: False)
@@ -167,7 +167,7 @@ def test_a_registry_of_a_private_authority_likewise(tmp_path: Path, monkeypatch:
             images.look_up(reference)
 
 
-def _self_signed(folder: Path) -> Path:
+def self_signed(folder: Path) -> Path:
     """A file with a key and a certificate for 127.0.0.1 that nobody else has signed."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubeflow of a test")])

@@ -19,6 +19,7 @@ from plmsae import cli
 from plmsae.cluster.connection import connect
 from plmsae.cluster.package import parse_package, read_package
 from plmsae.cluster.submit import run_arguments, start
+from plmsae.cluster.train_job import TrainJobSettings
 from plmsae.errors import TryAgainError, UserError
 from plmsae.params import ParamsFile
 from tests.cluster import other_knobs
@@ -104,6 +105,23 @@ def test_the_pipeline_is_compiled_for_the_image_by_digest(
     (uploaded,) = kfp.state.packages.values()
     assert uploaded == package_file.read_bytes()
     assert parse_package(uploaded, where="server").images == (image,)
+
+
+def test_the_pipeline_is_compiled_for_the_nodes_that_the_parameters_name(
+    kfp: KfpServer, registry: Registry, image: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    command = ["submit", "train", "--host", kfp.host, "--image", image, *SOURCE, "--set", "train_sae.num_nodes=2"]
+    assert cli.main(command) == 2
+    assert "needs a volume" in capsys.readouterr().err
+    assert cli.main([*command, "--set", "train_sae.num_processes=4", "--state-claim", "claim"]) == 0
+    (uploaded,) = kfp.state.packages.values()
+    executors = next(yaml.safe_load_all(uploaded))["deploymentSpec"]["executors"]
+    (text,) = [item["value"] for item in executors["exec-train-sae"]["container"]["env"] if "JOB" in item["name"]]
+    settings = TrainJobSettings.model_validate_json(text)
+    assert (settings.num_nodes, settings.num_processes, settings.image) == (2, 4, image)
+    section = json.loads(parameters(kfp)["train_sae_params"])
+    assert (section["num_nodes"], section["num_processes"]) == (2, 4)
 
 
 def test_namespace_experiment_and_service_account_are_handed_on(

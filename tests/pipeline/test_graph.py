@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from plmsae.stages.catalog import stages
+from plmsae.stages.catalog import stages_of
 from tests.pipeline.conftest import Finished
 from tests.workspace import ROOT, call
 
@@ -17,8 +17,8 @@ EXIT = "report-outcome"
 Port = tuple[str, str, str]  # producer, consumer, input port
 
 
-def compiled() -> dict[str, Any]:
-    specification, _ = yaml.safe_load_all((ROOT / "pipelines" / "train.yaml").read_text(encoding="utf-8"))
+def compiled(pipeline: str = "train") -> dict[str, Any]:
+    specification, _ = yaml.safe_load_all((ROOT / "pipelines" / f"{pipeline}.yaml").read_text(encoding="utf-8"))
     return specification
 
 
@@ -47,16 +47,16 @@ def kfp_checksums(specification: dict[str, Any]) -> set[Port]:
     }
 
 
-def dvc_edges(root: Any) -> set[tuple[str, str]]:
-    """(producer, consumer) from DVC's own picture of the graph."""
-    dot = call(root, "dvc", "dag", "--dot").stdout
+def dvc_edges(root: Any, *target: str) -> set[tuple[str, str]]:
+    """(producer, consumer) from DVC's own picture of the graph, or of what a target needs."""
+    dot = call(root, "dvc", "dag", "--dot", *target).stdout
     found = re.findall(r'"([^"]+)"\s*->\s*"([^"]+)"', dot)
     assert found, dot
     return {(_task(a), _task(b)) for a, b in found if not a.endswith(".dvc")}
 
 
 def _task(dvc_stage: str) -> str:
-    return dvc_stage.replace("@", "-").replace("_", "-")
+    return dvc_stage.rpartition("dvc.yaml:")[2].replace("@", "-").replace("_", "-")
 
 
 def ordered(specification: dict[str, Any]) -> set[tuple[str, str]]:
@@ -76,14 +76,16 @@ def test_edges_are_those_of_dvc(finished: Finished) -> None:
 
 def test_ports_are_those_of_the_catalogue() -> None:
     declared = {
-        (_task(port.source), _task(stage.id), port.name) for stage in stages().values() for port in stage.inputs
+        (_task(port.source), _task(stage.id), port.name)
+        for stage in stages_of("train").values()
+        for port in stage.inputs
     }
     assert kfp_ports(compiled()) == declared
     assert kfp_checksums(compiled()) == declared, "every port goes with the checksum of its contents"
 
 
 def test_tasks_are_the_stages() -> None:
-    assert set(tasks(compiled())) == {_task(stage_id) for stage_id in stages()}
+    assert set(tasks(compiled())) == {_task(stage_id) for stage_id in stages_of("train")}
     assert EXIT in compiled()["root"]["dag"]["tasks"]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.params import ParamsFile
-from plmsae.stages.catalog import stages
+from plmsae.stages.catalog import stages, stages_of
 from tests.pipeline.conftest import Finished
 from tests.workspace import ROOT, call, environment
 
@@ -21,10 +21,10 @@ pytestmark = pytest.mark.slow
 
 
 def run_pipeline(
-    root: Path, arguments: dict[str, Any], *, check: bool = True, caching: bool = False
+    root: Path, arguments: dict[str, Any], *, check: bool = True, caching: bool = False, pipeline: str = "train"
 ) -> subprocess.CompletedProcess[str]:
-    """Run pipelines/train.py with `kfp.local` in a working folder."""
-    job = {"pipeline": "train", "arguments": arguments, "pipeline_root": str(root / "kfp"), "caching": caching}
+    """Run a pipeline with `kfp.local` in a working folder."""
+    job = {"pipeline": pipeline, "arguments": arguments, "pipeline_root": str(root / "kfp"), "caching": caching}
     file = root / ".home" / "job.json"
     file.write_text(json.dumps(job), encoding="utf-8")
     variables = {**environment(root), "PYTHONPATH": f"{root / 'src'}:{ROOT}"}
@@ -42,9 +42,9 @@ def run_pipeline(
     return process
 
 
-def outputs(root: Path, number: int = 0) -> dict[str, Path]:
-    """Task -> its output folder in the `number`-th run."""
-    run = sorted((root / "kfp").iterdir())[number]
+def outputs(root: Path, pipeline: str = "train") -> dict[str, Path]:
+    """Task -> its output folder in the first run of a pipeline."""
+    run = sorted((root / "kfp").glob(f"plmsae-{pipeline}-*"))[0]
     return {path.parent.name: path for path in run.glob("*/output")}
 
 
@@ -74,7 +74,7 @@ def test_the_bytes_are_those_of_dvc_repro(
     ran: subprocess.CompletedProcess[str], workspace: Path, finished: Finished
 ) -> None:
     found = outputs(workspace)
-    for stage in stages().values():
+    for stage in stages_of("train").values():
         here = files(found[stage.id.replace("@", "-").replace("_", "-")])
         there = files(finished.root / stage.output)
         assert here.keys() == there.keys(), stage.id
@@ -106,6 +106,32 @@ def test_a_second_run_is_cached_but_for_side_effects(
     again = run_pipeline(workspace, arguments, caching=True)
     started = {line.split()[0] for line in again.stdout.splitlines() if line.strip().endswith(" started")}
     assert started == {"register", "promote"}
+
+
+def test_a_sweep_evaluates_and_registers_the_best_of_its_members(
+    ran: subprocess.CompletedProcess[str], workspace: Path
+) -> None:
+    """Ingest, validation and extraction come from the cache of the training pipeline."""
+    after = [stage for stage in stages() if stage.partition("@")[0] in ("evaluate", "register")]
+    chosen = ["ingest", "validate", "extract_activations", "sweep", *after]
+    arguments = pipeline_arguments(ParamsFile(workspace / "params.yaml"), chosen)
+    assert arguments["grid"] == '{"k":[8,16],"seed":[0,1]}'
+    process = run_pipeline(workspace, arguments, caching=True, pipeline="sweep")
+    started = [line.split()[0] for line in process.stdout.splitlines() if line.strip().endswith(" started")]
+    assert started[0] == "sweep"
+    assert set(started) == {"sweep", *after}
+    found = outputs(workspace, "sweep")
+    inputs = [f"--input={name}={outputs(workspace)[task]}" for name, task in
+              (("sequences", "ingest"), ("activations", "extract-activations"))]  # fmt: skip
+    call(workspace, "plmsae", "run", "sweep", *inputs, "--output", "outputs/alone")
+    assert files(found["sweep"]) == files(workspace / "outputs" / "alone")
+    registration = json.loads((found["register"] / "registration.json").read_text())
+    weights = (found["sweep"] / "sae" / "sae.safetensors").read_bytes()
+    assert registration["sae_sha256"] == hashlib.sha256(weights).hexdigest()
+    models = json.loads(call(workspace, "plmsae", "models", "--json").stdout)
+    (model,) = [item for item in models if item["version"] == registration["version"]]
+    assert model["metrics"]["train_sae.num_members"] == 4
+    assert "candidate" in model["aliases"]
 
 
 def test_new_bytes_under_the_old_name_are_not_served_from_the_cache(

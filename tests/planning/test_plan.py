@@ -181,8 +181,8 @@ def test_drivers_say_the_shares() -> None:
     assert any(driver.startswith("storing activations pays from one SAE") for driver in plan["drivers"])
     three = make_plan(replace(REQUEST, training=replace(REQUEST.training, saes=3)))["drivers"]
     assert (
-        "every SAE reads its store on its own, 192 kB in all; training the 3 of a store from one read would "
-        "take 64 kB" in three
+        "one `train_sae` per SAE reads 192 kB in all; the stage `sweep` trains the 3 of a store from one read, 64 kB"
+        in three
     )
     few = make_plan(replace(REQUEST, training=replace(REQUEST.training, tokens=100)))["drivers"]
     assert any(driver.startswith("storing activations pays from 8 SAEs") for driver in few)

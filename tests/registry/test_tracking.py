@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plmsae.errors import DataError
+from plmsae.registry import tracking
 from plmsae.registry.connection import connect, experiment_id
 from plmsae.registry.tracking import flatten, log_stage_run
+from plmsae.stages.spec import ChildRun
 from tests.registry.outputs import PNG
 
 
@@ -76,6 +79,88 @@ def test_an_existing_run_is_joined_and_left_open(root: Path, output: Path, monke
         run = client.get_run(given)
     assert run.data.metrics["fvu"] == 0.3
     assert run.info.status == "RUNNING"
+
+
+@pytest.fixture
+def members(output: Path) -> dict[str, ChildRun]:
+    for name in ("k8", "k16"):
+        shutil.copytree(output / "figures", output / "members" / name / "figures")
+        shutil.copy(output / "curves.csv", output / "members" / name)
+        (output / "members" / name / "summary.md").write_text(f"About {name}.\n")
+    return {
+        "k8": ChildRun({"k": 8}, {"fvu": 0.4}, "members/k8"),
+        "k16": ChildRun({"k": 16}, {"fvu": 0.3}, "members/k16"),
+        "k32": ChildRun({"k": 32}, {}, None, failed="the training diverged"),
+    }
+
+
+def children_of(root: Path, parent: str) -> dict[str, Any]:
+    with connect(root) as client:
+        experiment = experiment_id(client, root)
+        found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return {run.info.run_name: run for run in found}
+
+
+def test_a_sweep_s_members_are_runs_below_its_own(root: Path, output: Path, members: dict[str, ChildRun]) -> None:
+    parent = log(root, output, stage_id="sweep", children=members)
+    runs = children_of(root, parent)
+    assert set(runs) == {"k8", "k16", "k32"}
+    assert runs["k16"].data.params == {"k": "16"}
+    assert runs["k16"].data.metrics == {"fvu": 0.3, "curve.loss": 3.0, "curve.fvu": 0.3}
+    assert runs["k16"].data.tags["mlflow.note.content"] == "About k16.\n"
+    assert runs["k16"].data.tags["member"] == "k16"
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "k8": "FINISHED",
+        "k16": "FINISHED",
+        "k32": "FAILED",
+    }
+    assert runs["k32"].data.tags["mlflow.note.content"] == "the training diverged"
+    with connect(root) as client:
+        history = client.get_metric_history(runs["k8"].info.run_id, "curve.loss")
+        assert [(point.step, point.value) for point in history] == [(0, 9.5), (10, 3.25), (20, 3.0)]
+        files = [item.path for item in client.list_artifacts(runs["k8"].info.run_id, "figures")]
+        assert files == ["figures/curves.png"]
+        assert client.get_run(parent).info.status == "FINISHED"
+    assert log(root, output, stage_id="sweep", children=members) == parent
+    assert len(children_of(root, parent)) == 3
+
+
+def test_a_sweep_that_was_cut_off_while_logging_is_replaced_with_its_members(
+    root: Path, output: Path, members: dict[str, ChildRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def cut_off(client: Any, run_id: str, run: Any) -> None:
+        begun.append(run_id)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        log_one(client, run_id, run)
+
+    log_one = tracking._log
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_log", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            log(root, output, stage_id="sweep", children=members)
+    assert len(children_of(root, begun[0])) == 2
+    parent = log(root, output, stage_id="sweep", children=members)
+    assert parent != begun[0]
+    assert children_of(root, begun[0]) == {}
+    assert set(children_of(root, parent)) == set(members)
+
+
+def test_members_join_a_run_that_is_there_once(
+    root: Path, output: Path, members: dict[str, ChildRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(root) as client:
+        given = client.create_run(experiment_id(client, root), run_name="from Kubeflow").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    for _ in range(2):
+        assert log(root, output, stage_id="sweep", children=members) == given
+        assert len(children_of(root, given)) == 3
+    log(root, output, stage_id="sweep", children=members, tags={"manifest_sha256": "of another sweep in this run"})
+    with connect(root) as client:
+        experiment = experiment_id(client, root)
+        assert len(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{given}'")) == 6
 
 
 def test_more_metrics_than_one_request_takes(root: Path, output: Path) -> None:

@@ -15,7 +15,7 @@ from plmsae.errors import DataError, UserError
 from plmsae.params import canonical_json
 from plmsae.stages import final_status
 from plmsae.stages.catalog import stage, stages
-from plmsae.stages.executor_input import ExecutorInput, knob_type, local_path, resolve_params, run_task
+from plmsae.stages.executor_input import ExecutorInput, knob_type, knob_value, local_path, resolve_params, run_task
 
 TRAIN = stage("train_sae")
 
@@ -48,8 +48,19 @@ def test_every_stage_takes_its_own_defaults() -> None:
     for item in stages().values():
         defaults = item.params().model_dump(mode="json")
         values: dict[str, Any] = {name: defaults.pop(name) for name in item.knobs}
-        values = {name: "" if value is None else value for name, value in values.items()}
+        values = {name: knob_value(value) for name, value in values.items()}
         assert resolve_params(item, {**values, "params": canonical_json(defaults)}) == item.params()
+
+
+def test_a_mapping_is_a_knob_as_json_and_keeps_its_integers() -> None:
+    params = resolve_params(stage("sweep"), {"params": "{}", "grid": '{"k": [8, 16], "learning_rate": [0.5]}'})
+    assert params.model_dump()["grid"] == {"k": [8, 16], "learning_rate": [0.5]}
+    assert [type(k) for k in params.model_dump()["grid"]["k"]] == [int, int]
+    for text, words in (("{k: [8]}", "'grid' is not JSON"), ("[8]", "grid"), ('{"kk": [8]}', "unknown parameter 'kk'")):
+        with pytest.raises(UserError) as caught:
+            resolve_params(stage("sweep"), {"params": "{}", "grid": text})
+        assert words in str(caught.value)
+        assert "'grid' of the run" in str(caught.value.where)
 
 
 @given(st.integers(1, 2**31), st.floats(1e-6, 0.5), st.text(max_size=20))

@@ -292,7 +292,7 @@ def test_a_full_disk_leaves_the_old_output_and_what_is_finished(root):
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "foreign"])
 def test_a_store_that_its_manifest_does_not_describe(root, damage):
     from plmsae.stages.train_sae import STAGE as TRAIN
-    from plmsae.stages.train_sae import TrainSaeParams
+    from plmsae.training.parameters import TrainSaeParams
 
     run(root)
     chunk = root / "outputs/extract_activations/train/chunk-0-0.bin"

@@ -11,7 +11,7 @@ import yaml
 
 from plmsae.params import ParamsFile
 from plmsae.stages import render
-from plmsae.stages.catalog import sections, stages
+from plmsae.stages.catalog import sections, stages, stages_of
 
 ROOT = Path(__file__).parents[2]
 PARAMETER_FILES = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
@@ -54,10 +54,27 @@ def test_the_schema_refuses_an_unknown_key() -> None:
 
 def test_dvc_edges_are_the_ports_of_the_catalogue() -> None:
     document = yaml.safe_load(render.dvc_yaml())
-    for stage in stages().values():
+    assert "sweep" not in document["stages"], "dvc repro without a target would run it"
+    for stage in stages_of("train").values():
         deps = set(document["stages"][stage.name]["deps"])
         assert {f"outputs/{port.source.replace('@', '/')}" for port in stage.inputs} <= deps
         assert f"src/plmsae/stages/{stage.name}.py" in deps
+
+
+def test_the_sweep_s_graph_is_beside_the_main_one_and_watches_what_the_members_have_in_common() -> None:
+    document = yaml.safe_load(render.sweep_dvc_yaml())
+    sweep, evaluate, register = (document["stages"][name] for name in ("sweep", "evaluate", "register"))
+    assert sweep["params"] == ["sweep", "train_sae"]
+    assert {"outputs/ingest", "outputs/extract_activations", "src/plmsae/evaluation"} <= set(sweep["deps"])
+    assert {stage["wdir"] for stage in document["stages"].values()} == {"../.."}
+    for stage in (evaluate, register):
+        assert "outputs/sweep" in stage["deps"]
+        assert "outputs/train_sae" not in stage["deps"]
+        assert "--input sae=outputs/sweep " in stage["cmd"]
+    assert "outputs/sweep_evaluate/concepts" in register["deps"]
+    assert register["cmd"].endswith("--output outputs/sweep_register")
+    assert register["outs"] == [{"outputs/sweep_register": {"persist": True}}]
+    assert set(document) == {"stages"}, "a metric or plot that is not there is a complaint for all who have no sweep"
 
 
 def test_every_port_reads_the_kind_that_its_source_writes() -> None:

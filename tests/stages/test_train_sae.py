@@ -27,7 +27,8 @@ from plmsae.params import validate
 from plmsae.plms import load_plm
 from plmsae.saes import load_folder
 from plmsae.stages.execute import execute
-from plmsae.stages.train_sae import STAGE, TrainSaeParams
+from plmsae.stages.train_sae import STAGE
+from plmsae.training.parameters import TrainSaeParams
 from tests.activations.conftest import write_model
 from tests.training.streams import activations
 

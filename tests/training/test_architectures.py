@@ -13,7 +13,7 @@ from plmsae.training.center import geometric_median
 from plmsae.training.checkpoint import latest_checkpoint
 from plmsae.training.export import held_out
 from plmsae.training.loop import Trained, train
-from plmsae.training.module import SaeModule
+from plmsae.training.member import Member, Plan
 from tests.training.streams import Rows, activations, small_config, small_settings
 
 # k latents of 64, or n and a penalty that leaves about ten; 200 steps of the small settings.
@@ -96,7 +96,7 @@ def test_a_finished_training_is_not_calibrated_or_trained_again(tmp_path: Path) 
 def test_prefixes_of_a_matryoshka_get_better_and_end_at_the_whole(tmp_path: Path) -> None:
     sae = run("matryoshka", tmp_path).sae
     source = Rows(activations(2000, seed=1), 256)
-    found = held_out(sae, source, 1000).compute()
+    found = held_out([sae], source, 1000)[0].compute()
     first, second, last = (found[f"fvu_prefix_{number}"] for number in (1, 2, 3))
     assert "fvu_prefix_4" not in found
     assert 1 > first > second > last
@@ -108,7 +108,7 @@ def test_prefixes_of_a_matryoshka_get_better_and_end_at_the_whole(tmp_path: Path
 @every
 def test_optimiser_groups_hold_every_parameter_once(architecture: str) -> None:
     sae = build(small_config(architecture=architecture, **CONFIGS[architecture]))
-    optimizer = SaeModule(sae, small_settings(), lambda module: None).configure_optimizers()
+    optimizer = Member(Plan(sae.config, small_settings()), sae, variance=1.0).optimizer
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in sae.parameters())
     assert [len(group["params"]) for group in optimizer.param_groups[1:]] == [1] * len(sae.own_group)

@@ -64,3 +64,11 @@ def test_scaled_divides_and_names_the_step_of_a_bad_row() -> None:
     with pytest.raises(DataError, match="1 of 4 activation rows") as error:
         Scaled(Rows(x, 4), 2.0).batch(1)
     assert "step 1" in (error.value.where or "")
+    x[6, 1], x[7, 0] = float("inf"), -float("inf")
+    with pytest.raises(DataError, match="2 of 4 activation rows"):
+        Scaled(Rows(x, 4), 2.0).batch(1)
+
+
+def test_rows_whose_sum_overflows_are_finite() -> None:
+    x = torch.full((4, 3), 3e38)
+    assert torch.equal(Scaled(Rows(x, 4), 3e38).batch(0), torch.ones(4, 3))

@@ -20,10 +20,10 @@ from torch import Tensor
 from plmsae.activations.metadata import Normaliser, StoreMetadata
 from plmsae.params import validate
 from plmsae.saes import build
-from plmsae.stages.train_sae import TrainSaeParams
 from plmsae.training.center import starting_center
 from plmsae.training.checkpoint import Checkpoint, save_checkpoint
 from plmsae.training.loop import train
+from plmsae.training.parameters import TrainSaeParams
 from plmsae.training.resolution import Resolved, resolve
 from scripts import golden_trainers as theirs
 
@@ -99,7 +99,10 @@ def start(run: Resolved, norm: float, checkpoints: Path) -> None:
         state |= {f"adam.{name}.{moment}": torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
         state[f"adam.{name}.step"] = torch.tensor(0.0, dtype=torch.float32)
     state |= {"tokens_since_fired": torch.zeros(theirs.N, dtype=torch.int64), "window": torch.zeros(5)}
-    save_checkpoint(checkpoints, Checkpoint(0, state, {"curves": [], "variance": 1.0, "source": Formula().state()}))
+    member = {"name": "sae", "curves": [], "variance": 1.0, "failed": None}
+    last_step = {"resampled_at": 0, "penalty_factor": 1.0, "rates": [0.0] * (1 + len(sae.own_group))}
+    info = {"source": Formula().state(), "pending": False, "members": [member | last_step]}
+    save_checkpoint(checkpoints, Checkpoint(0, {f"0.{name}": value for name, value in state.items()}, info))
 
 
 @every

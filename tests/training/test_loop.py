@@ -38,6 +38,9 @@ def test_it_learns_and_reports(tmp_path: Path) -> None:
     assert last["fvu"] < 0.5 * first["fvu"]
     assert last["valid_fvu"] == pytest.approx(last["fvu"], rel=0.15)  # same distribution, other rows
     assert 0 < last["l0"] <= 6
+    fires = trained.sae.encode(activations(2000, seed=1)[:1000]) > 0
+    assert last["valid_l0"] == pytest.approx(float(fires.sum(1).double().mean()))
+    assert last["valid_dead_fraction"] == pytest.approx(float((~fires.any(0)).double().mean()))
     norms = trained.sae.atoms.norm(dim=1)
     assert torch.allclose(norms, torch.ones_like(norms), atol=1e-6)
     assert not trained.sae.W_dec.requires_grad  # type: ignore[union-attr]

@@ -50,7 +50,7 @@ def test_prefixes_are_compared_with_the_activations_where_tokens_are_scaled() ->
     sae = build(config.replace(normaliser={"kind": "layer_norm", "epsilon": 1e-5}))
     x = activations(600) + 3.0
     sae.calibrate(x)
-    found = held_out(sae, Rows(x, 200), 600).compute()  # type: ignore[arg-type]
+    found = held_out([sae], Rows(x, 200), 600)[0].compute()  # type: ignore[list-item]
     rows = x.double()
     parts = sae.prefix_reconstructions(sae.encode(x))  # type: ignore[operator]
     errors = [(rows - sae.standardise(x).undo(part).double()).square().sum() for part in parts]

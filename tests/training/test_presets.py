@@ -11,9 +11,10 @@ from plmsae.activations.metadata import Normaliser, StoreMetadata
 from plmsae.errors import UserError
 from plmsae.params import validate
 from plmsae.saes import build, trainable_architectures
-from plmsae.stages.train_sae import TrainSaeParams
+from plmsae.training.parameters import TrainSaeParams
 from plmsae.training.presets import PRESETS, Span, at_most_512, half_width, power_of_two, recipe
 from plmsae.training.resolution import SELECTS_K, Resolved, resolve
+from plmsae.training.schedules import annealed_k, warmup, warmup_decay
 
 PAIRS = [(preset, architecture) for preset in PRESETS for architecture in PRESETS[preset]]
 MISSING = [(p, a) for p in PRESETS for a in trainable_architectures() if a not in PRESETS[p]]
@@ -171,10 +172,12 @@ def test_a_target_needs_a_target() -> None:
 
 
 def test_spans_and_rules_by_hand() -> None:
-    assert Span(steps=7).of(100) == 7
-    assert Span(share=0.05).of(1001) == pytest.approx(50.05)
-    assert Span(share=0.05, whole="down").of(1019) == 50
-    assert Span(share=0.5, whole="up").of(1001) == 501
+    assert Span(steps=7).of(100, 64) == 7
+    assert Span(share=0.05).of(1001, 64) == pytest.approx(50.05)
+    assert Span(share=0.05, whole="down").of(1019, 64) == 50
+    assert Span(share=0.5, whole="up").of(1001, 64) == 501
+    assert Span(tokens=204_800).of(10, 2048) == 100
+    assert Span(tokens=204_800, steps=1, share=0.5).of(10, 1024) == 206
     assert [half_width(d, 100) for d in (1, 9, 320)] == [1, 4, 100]
     assert [power_of_two(d, 10**6) for d in (1, 320, 768, 1280)] == [1, 128, 512, 512]
     assert [at_most_512(320, n) for n in (40, 5120)] == [40, 512]
@@ -182,3 +185,26 @@ def test_spans_and_rules_by_hand() -> None:
     assert resolved("topk", "interplm", expansion_factor=64).settings.learning_rate == pytest.approx(2e-4)
     assert resolved("topk", "interplm", expansion_factor=256).settings.learning_rate == pytest.approx(1e-4)
     assert math.isclose(resolved("relu", "paper", tokens=10**9).settings.learning_rate, 1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "relu"])
+def test_our_schedules_are_of_tokens_so_another_batch_size_has_the_same(architecture: str) -> None:
+    """A step of 2,048 tokens against four of 512, over 400 x 2,048."""
+    given = {"tokens": 400 * 2048, "anneal_fraction": 0.3 if architecture == "topk" else None}
+    wide, narrow = (resolved(architecture, **given, batch_size=size).settings for size in (2048, 512))
+    assert wide.dead_after_tokens == narrow.dead_after_tokens
+    for step in range(400):
+        first, last = 4 * step, 4 * step + 3  # of the small steps
+        spans = [(s.num_steps, s.warmup_steps, 0.0) for s in (wide, narrow)]
+        assert warmup_decay(step, *spans[0]) == pytest.approx(warmup_decay(last, *spans[1]))
+        spans = [(s.num_steps, 0.0, s.decay_steps) for s in (wide, narrow)]
+        assert warmup_decay(step, *spans[0]) == pytest.approx(warmup_decay(first, *spans[1]))
+        assert warmup(step, wide.penalty_warmup_steps) == pytest.approx(warmup(last, narrow.penalty_warmup_steps))
+        k = [annealed_k(n, s.num_steps, 32, 256, s.anneal_fraction) for n, s in ((step, wide), (first, narrow))]
+        assert k[0] == k[1]
+
+
+def test_a_reference_kernel_has_no_bfloat16() -> None:
+    assert resolved(precision="bfloat16").record["precision"] == "bfloat16"
+    with pytest.raises(UserError, match="kernel reference is the papers' step in float32"):
+        resolved(precision="bfloat16", kernel="reference")

@@ -8,13 +8,19 @@ from plmsae.saes import build, trainable_architectures
 from plmsae.saes.dictionary import Dictionary
 from plmsae.training.checkpoint import latest_checkpoint
 from plmsae.training.loop import train
-from plmsae.training.module import SaeModule
-from plmsae.training.resampling import resample
+from plmsae.training.member import Member, Plan
+from plmsae.training.resampling import new_directions
 from tests.training.streams import D_MODEL, Rows, activations, small_config, small_settings
 from tests.training.test_architectures import CONFIGS, SETTINGS, Interrupted
 
 every = pytest.mark.parametrize("architecture", trainable_architectures())
 DEAD = torch.tensor([3, 5, 40])
+
+
+def resample(sae: Dictionary, source: Rows, latents: torch.Tensor, num_rows: int, generator: torch.Generator) -> None:
+    directions = new_directions(sae, source, latents, num_rows, generator)
+    if directions is not None:
+        sae.revive(latents, directions)
 
 
 def built(architecture: str = "relu") -> Dictionary:
@@ -131,7 +137,7 @@ def test_annealing_selects_more_latents_at_first_and_k_in_the_end(tmp_path: Path
     found = latest_checkpoint(tmp_path)
     assert found is not None
     # k falls from 16 to 2 over 100 steps: 14/100 a step, means over the 40 steps before each row of the curves.
-    assert [row["l0"] for row in found.info["curves"]] == pytest.approx([13.3, 7.7, 2.9, 2, 2], abs=0.2)
+    assert [row["l0"] for row in found.info["members"][0]["curves"]] == pytest.approx([13.3, 7.7, 2.9, 2, 2], abs=0.2)
 
 
 def test_silent_latents_fire_again_and_learn() -> None:
@@ -162,17 +168,15 @@ def test_silent_latents_fire_again_and_learn() -> None:
 
 def test_moments_of_revived_latents_start_at_zero() -> None:
     sae = built()
-    module = SaeModule(sae, small_settings(), lambda module: None)
-    optimizer = module.configure_optimizers()
+    member = Member(Plan(sae.config, small_settings()), sae, variance=1.0)
     sae.loss(activations(50)).total.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    module.optimizers = lambda: type("Wrapped", (), {"optimizer": optimizer})  # type: ignore[assignment, method-assign, return-value]
-    module.tokens_since_fired.fill_(9)
-    before = {name: optimizer.state[item]["exp_avg"].clone() for name, item in sae.named_parameters()}
-    module.forget(DEAD)
+    member.optimizer.step()
+    member.tokens_since_fired.fill_(9)
+    state = member.optimizer.state
+    before = {name: state[parameter]["exp_avg"].clone() for name, parameter in sae.named_parameters()}
+    member.forget(DEAD)
     for name, parameter in sae.named_parameters():
         for moment in ("exp_avg", "exp_avg_sq"):
-            values = optimizer.state[parameter][moment]
-            assert name == "b_dec" or not values[DEAD].any()
-        assert torch.equal(optimizer.state[parameter]["exp_avg"][6:30], before[name][6:30])
-    assert (module.tokens_since_fired == 0).nonzero().flatten().tolist() == DEAD.tolist()
+            assert name == "b_dec" or not state[parameter][moment][DEAD].any()
+        assert torch.equal(state[parameter]["exp_avg"][6:30], before[name][6:30])
+    assert (member.tokens_since_fired == 0).nonzero().flatten().tolist() == DEAD.tolist()

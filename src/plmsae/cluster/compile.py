@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from plmsae.cluster.placement import Placement
 from plmsae.errors import PlmsaeError, UserError, did_you_mean
+from plmsae.params import canonical_json
 from plmsae.stages.catalog import stages
 from plmsae.stages.components import function_name
 
@@ -36,6 +38,8 @@ def compile_pipeline(
     gpu_image: str | None = None,
     allow_tag: bool = False,
     state_claim: str = "",
+    placement: Placement | None = None,
+    ranks: Mapping[str, tuple[int, int]] | None = None,
 ) -> str:
     """Compile `pipelines/<name>.py`.
 
@@ -47,6 +51,9 @@ def compile_pipeline(
         allow_tag: Accept an image by tag. Its tasks are then never cached, because Kubeflow's cache goes by the text
             of the reference and a tag may point at other code tomorrow.
         state_claim: Volume claim for checkpoints, so that a long task that lost its node goes on where it was.
+        placement: Where tasks with a GPU run, by default `Placement()`.
+        ranks: Section -> nodes and processes of its training, from `plmsae.cluster.ranks.ranks`; by default those
+            of `params.yaml`.
 
     Returns:
         The package: the pipeline specification, and Kubernetes' settings as a second YAML document.
@@ -70,7 +77,12 @@ def compile_pipeline(
                 where="--image",
                 fix="use REPOSITORY@sha256:DIGEST (podman push --digestfile FILE), or --allow-tag to give up caching",
             )
-    environment = {**images, "PLMSAE_STATE_CLAIM": state_claim}
+    environment = {
+        **images,
+        "PLMSAE_STATE_CLAIM": state_claim,
+        "PLMSAE_PLACEMENT": canonical_json(placement or Placement()),
+        "PLMSAE_RANKS": canonical_json(ranks or {}),
+    }
     return _compiled(root, {f"pipelines.{name}": [name]}, environment)[name]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from plmsae.errors import UserError
 from plmsae.params import ParamsFile, canonical_json
-from plmsae.stages.catalog import sections, stages
+from plmsae.stages.catalog import load_params, sections, stages, stages_of
 from plmsae.stages.components import function_name
-from plmsae.stages.executor_input import PARAMS
+from plmsae.stages.executor_input import PARAMS, knob_value
 from plmsae.stages.spec import Stage
 
 
@@ -20,7 +20,7 @@ def pipeline_arguments(file: ParamsFile, stage_ids: Sequence[str] | None = None)
 
     Args:
         file: The parameters.
-        stage_ids: Stages of the pipeline, by default all.
+        stage_ids: Stages of the pipeline, by default those of `train`.
 
     Returns:
         Knob -> value (a null text as an empty one, which the stage reads as null), and `<stage>_params` -> canonical
@@ -32,12 +32,10 @@ def pipeline_arguments(file: ParamsFile, stage_ids: Sequence[str] | None = None)
     file.check_sections(sections())
     arguments: dict[str, Any] = {}
     owners: dict[str, Stage] = {}
-    for stage in stages().values():
-        if stage_ids is not None and stage.id not in stage_ids:
-            continue
-        values = file.load(stage.params, stage.section).model_dump(mode="json")
+    for stage in (stages_of("train") if stage_ids is None else {name: stages()[name] for name in stage_ids}).values():
+        values = load_params(file, stage).model_dump(mode="json")
         for name in stage.knobs:
-            value = "" if values[name] is None else values[name]
+            value = knob_value(values[name])
             del values[name]
             if name in owners and arguments.get(name) != value:
                 other = owners[name]

@@ -23,8 +23,8 @@ from plmsae.cluster.images import Found, look_up, parse_reference
 from plmsae.cluster.package import Package
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.errors import DataError, UserError, did_you_mean
-from plmsae.params import ParamsFile, canonical_json
-from plmsae.stages.catalog import stages
+from plmsae.params import ParamsFile, canonical_json, value_at
+from plmsae.stages.catalog import load_params, stages
 from plmsae.stages.components import EXAMPLE_HOST, function_name
 from plmsae.stages.executor_input import PARAMS
 from plmsae.stages.spec import Stage
@@ -76,11 +76,12 @@ def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] =
     used = stages_of(package)
     for override in overrides:
         key = override.partition("=")[0]
-        if not any(f"{key}.".startswith(f"{stage.section}.") for stage in used):
+        read = [section for stage in used for section in (stage.section, *stage.inherits)]
+        if not any(f"{key}.".startswith(f"{section}.") for section in read):
             raise UserError(
                 f"pipeline '{package.name}' has no stage that reads '{key}'",
                 where=f"--set {override}",
-                fix=did_you_mean(key.rpartition(".")[0], [stage.section for stage in used]),
+                fix=did_you_mean(key.rpartition(".")[0], read),
             )
     arguments = pipeline_arguments(file, [stage.id for stage in used])
     for stage in used:
@@ -101,7 +102,7 @@ def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] =
                     fix=f"pass --set {field}_sha256=HEX, the first column of: sha256sum FILE",
                 )
         for name in stage.optional_files:
-            value, field = file.section(stage.section).get(name), f"{stage.section}.{name}"
+            value, field = value_at(load_params(file, stage), name), f"{stage.section}.{name}"
             if isinstance(value, str) and not is_remote(value):
                 raise UserError(
                     f"parameter '{field}' = '{value}' is of this machine, which a cluster cannot read",

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, help="image of the tasks: REPOSITORY@sha256:DIGEST")
     parser.add_argument("--gpu-image", help="image of the tasks that ask for a GPU (the same)")
     parser.add_argument("--state-claim", default="", help="volume claim for checkpoints, e.g. plmsae-state (none)")
+    parser.add_argument("--placement", type=Path, help="YAML file: kind of GPU, nodes, spot pool (the pool of k8s/)")
     parser.add_argument("--allow-tag", action="store_true", help="accept images by tag; nothing is cached then")
     parser.add_argument("--output", type=Path, help="file to write (PIPELINE.yaml)")
 
@@ -24,6 +25,7 @@ def main(args: argparse.Namespace) -> int:
     from plmsae.artifacts.atomic import write_text
     from plmsae.artifacts.checksums import sha256_bytes
     from plmsae.cluster.compile import compile_pipeline
+    from plmsae.cluster.placement import read_placement
 
     text = compile_pipeline(
         args.pipeline,
@@ -32,6 +34,7 @@ def main(args: argparse.Namespace) -> int:
         gpu_image=args.gpu_image,
         allow_tag=args.allow_tag,
         state_claim=args.state_claim,
+        placement=read_placement(args.placement),
     )
     output = args.output or Path(f"{args.pipeline}.yaml")
     write_text(output, text)

@@ -11,7 +11,6 @@ from plmsae.commands.plan_request import (
     choose_machine,
     choose_precision,
     device_notes,
-    load_section,
     places,
     read_corpus,
 )
@@ -62,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({name: paper(name).title for name in paper_names()}, indent=1, sort_keys=True))
         else:
-            print("\n".join(f"{name:<18} {paper(name).title}" for name in paper_names()))
+            print("\n".join(f"{name:<28} {paper(name).title}" for name in paper_names()))
         return 0
     plan = make_plan(_request(args))
     print(json.dumps(plan, indent=1, sort_keys=True, allow_nan=False) if args.json else render(plan))
@@ -80,7 +79,7 @@ def _request(args: argparse.Namespace) -> Request:
     from plmsae.stages.evaluate import FidelityParams
     from plmsae.stages.extract_activations import ExtractActivationsParams
     from plmsae.stages.ingest import IngestParams
-    from plmsae.stages.train_sae import TrainSaeParams
+    from plmsae.training.parameters import TrainSaeParams
     from plmsae.training.presets import recipe
 
     _check_numbers(args)
@@ -89,21 +88,14 @@ def _request(args: argparse.Namespace) -> Request:
     facts = paper(args.preset) if args.preset else None
     file = ParamsFile(preset_file(args.preset) if args.preset else args.params or Path("params.yaml"), args.set)
     file.check_sections(sections())
-    ingest = load_section(file, IngestParams, "ingest", partial=facts is not None)
-    extract = load_section(file, ExtractActivationsParams, "extract_activations", partial=facts is not None)
-    train = load_section(file, TrainSaeParams, "train_sae", partial=facts is not None)
-    fidelity = load_section(file, FidelityParams, "evaluate.fidelity", partial=facts is not None)
+    ingest = file.load(IngestParams, "ingest")
+    extract = file.load(ExtractActivationsParams, "extract_activations")
+    train = file.load(TrainSaeParams, "train_sae")
+    fidelity = file.load(FidelityParams, "evaluate.fidelity")
     plm = transformer(extract.plm)
     corpus, machine = read_corpus(args, ingest, facts), choose_machine(args)
-    train_rows = corpus.splits["train"]
     latents = train.dictionary_size or (train.expansion_factor or 1) * plm.d_model
-    tokens = train.tokens
     batch = train.batch_size or recipe(train.preset, train.architecture).batch_size
-    given = file.data.get("train_sae") or {}
-    if facts and facts.epochs and "tokens" not in given:
-        tokens = round(facts.epochs * train_rows.residues)
-    if facts and facts.batch_sequences and "batch_size" not in given:
-        batch = round(facts.batch_sequences * train_rows.mean)
     selects = train.architecture in SPARSE
     if selects and train.k > latents:
         raise UserError(
@@ -128,7 +120,7 @@ def _request(args: argparse.Namespace) -> Request:
             architecture=train.architecture,
             latents=latents,
             k=train.k if selects else None,
-            tokens=tokens,
+            tokens=train.tokens,
             batch=batch,
             saes=args.saes or (facts.saes_per_layer if facts else 1),
         ),

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from plmsae.params import P, ParamsFile
     from plmsae.planning.models import Transformer
     from plmsae.planning.papers import Paper
     from plmsae.planning.request import Corpus, Machine
     from plmsae.stages.extract_activations import ExtractActivationsParams
     from plmsae.stages.ingest import IngestParams
-    from plmsae.stages.train_sae import TrainSaeParams
+    from plmsae.training.parameters import TrainSaeParams
 
 PRESET_DEVICE = "h100"
-
-
-def load_section(file: ParamsFile, model: type[P], section: str, *, partial: bool) -> P:
-    """A section; a preset holds only what is published, the rest are the defaults of the model."""
-    from plmsae.params import validate
-
-    if not partial:
-        return file.load(model, section)
-    data: Any = file.data
-    for part in section.split("."):
-        data = data.get(part) or {}
-    return validate(model, data, section=section, where=file.where)
 
 
 def places(
@@ -67,7 +54,7 @@ def read_corpus(args: argparse.Namespace, ingest: IngestParams, facts: Paper | N
     if args.num_sequences or args.residues or (facts and not args.sequences):
         mean = args.mean_length or (facts.mean_length if facts else UNIREF50_MEAN)
         stated = args.num_sequences or (args.residues / mean if args.residues else None)
-        number: float = stated or ingest.max_proteins or (facts.assumed_sequences if facts else None) or 0
+        number: float = stated or ingest.max_proteins or 0
         lengths = log_normal(1, mean, shortest=ingest.min_residues, longest=ingest.max_residues)
         sizes = _sizes(ingest, number)
         said = f"{sum(sizes.values()):,.0f} sequences, lengths log-normal around a mean of {mean:g}"

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
         return _run_task(args, stage)
     file = ParamsFile(args.params, args.set)
     file.check_sections(catalog.sections())
-    params = file.load(stage.params, stage.section)
+    params = catalog.load_params(file, stage)
     inputs: dict[str, Path] = {}
     for item in args.input:
         port, separator, folder = item.partition("=")
@@ -52,12 +52,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _run_task(args: argparse.Namespace, stage: Stage) -> int:
+    from plmsae.cluster.launch import TrainJobLauncher
     from plmsae.errors import UserError
     from plmsae.stages.executor_input import run_task
 
     if args.set or args.input or args.output:
         raise UserError("--executor-input holds parameters, inputs and outputs", fix="leave the other options out")
-    result, output = run_task(stage, args.executor_input, root=Path.cwd())
+    result, output = run_task(stage, args.executor_input, root=Path.cwd(), nodes=TrainJobLauncher.from_environment())
     _print(args, stage, result, output)
     return 0
 

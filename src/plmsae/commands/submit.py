@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from plmsae.cluster.package import Package
+    from plmsae.params import ParamsFile
 
 SUMMARY = "run a pipeline on Kubeflow"
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", help="image of the tasks, REPOSITORY@sha256:DIGEST (PLMSAE_IMAGE)")
     parser.add_argument("--gpu-image", help="image of the tasks with a GPU (PLMSAE_GPU_IMAGE, or --image)")
     parser.add_argument("--state-claim", default="", help="volume claim for checkpoints, e.g. plmsae-state (none)")
+    parser.add_argument("--placement", type=Path, help="YAML file: kind of GPU, nodes, spot pool (the pool of k8s/)")
     parser.add_argument("--allow-tag", action="store_true", help="accept an image by tag; nothing is cached then")
     parser.add_argument("--no-image-check", action="store_true", help="do not ask the registry for the images")
     parser.add_argument("--package", type=Path, help="submit this compiled pipeline as it is")
@@ -46,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
 
     host = address(args.host)
     params = ParamsFile(args.params, args.set)
-    package = _package(args)
+    package = _package(args, params)
     arguments = run_arguments(package, params, args.set)
     with connect(host, args.namespace) as client:
         if not args.no_image_check:
@@ -82,18 +84,20 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _package(args: argparse.Namespace) -> Package:
+def _package(args: argparse.Namespace, params: ParamsFile) -> Package:
     """The package of the command line: read, or compiled for its images."""
     from plmsae.cluster.compile import compile_pipeline
     from plmsae.cluster.package import parse_package, read_package
+    from plmsae.cluster.placement import read_placement
+    from plmsae.cluster.ranks import ranks
     from plmsae.cluster.submit import pinned
     from plmsae.errors import UserError
 
     if args.package:
-        if args.image or args.gpu_image or args.allow_tag:
+        if args.image or args.gpu_image or args.allow_tag or args.placement or args.state_claim:
             raise UserError(
-                "--package is compiled already; its images cannot be changed",
-                where="--image, --gpu-image, --allow-tag",
+                "--package is compiled already; its images and nodes cannot be changed",
+                where="--image, --gpu-image, --allow-tag, --placement, --state-claim",
                 fix="leave out --package, or compile another with: plmsae compile",
             )
         package = read_package(args.package)
@@ -121,5 +125,7 @@ def _package(args: argparse.Namespace) -> Package:
         gpu_image=gpu_image,
         allow_tag=args.allow_tag,
         state_claim=args.state_claim,
+        placement=read_placement(args.placement),
+        ranks=ranks(params),
     )
     return parse_package(text.encode(), where=f"pipelines/{args.pipeline}.py")

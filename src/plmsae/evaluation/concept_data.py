@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,9 +91,30 @@ def load(
     Raises:
         DataError: An annotation outside its sequence, or two rows with one accession and offset.
     """
-    annotations = inputs.annotations()
-    concepts, membership = concepts_of(annotations)
     proteins = {split: inputs.split(split, max_proteins, seed) for split in SPLITS}
+    return build(inputs.annotations(), proteins, min_instances, min_proteins, max_tokens)
+
+
+def build(
+    annotations: pd.DataFrame,
+    proteins: Mapping[str, pd.DataFrame],
+    min_instances: int,
+    min_proteins: int,
+    max_tokens: int,
+) -> ConceptData:
+    """Choose concepts and build labels for given proteins.
+
+    Args:
+        annotations: Of all proteins.
+        proteins: `valid` and `test` -> rows of `sequences.parquet` to select and to score on.
+        min_instances: See `load`.
+        min_proteins: See `load`.
+        max_tokens: See `load`.
+
+    Raises:
+        DataError: See `load`.
+    """
+    concepts, membership = concepts_of(annotations)
     ordered, starts, rows = {}, {}, {}
     for split in SPLITS:
         batches = length_sorted_batches(proteins[split]["length"].to_numpy(), max_tokens)

@@ -133,7 +133,7 @@ def measure(
     targets = plm.residue_ids(tokens)
     lengths = np.array([len(sequence) for sequence in sequences])
     owners = np.repeat(np.arange(len(sequences)), lengths)
-    scored = _scored(plm, targets, owners, keys)
+    scored = scored_rows(plm, targets, owners, keys)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     masked = torch.from_numpy(masked_rows(keys, scored, starts, masked_share, seed))
     cases = {  # the unmasked sequence last: its activations are the ones that the reconstruction remembers
@@ -144,7 +144,7 @@ def measure(
     functions = replacements(reconstruction, mean, error_term=error_term)
     sums: dict[str, Floats] = {}
     for protocol, (inputs, rows) in cases.items():
-        values = {"num": torch.ones(len(rows)), **_losses(plm, sae, functions, inputs, rows, targets)}
+        values = {"num": torch.ones(len(rows)), **losses(plm, sae, functions, inputs, rows, targets)}
         owned = owners[rows.numpy()]
         sums |= {f"{protocol}_{name}": _by_sequence(value, owned, len(sequences)) for name, value in values.items()}
     x, error = reconstruction.x.double(), reconstruction.x.double() - reconstruction.out.double()
@@ -158,7 +158,7 @@ def measure(
     return sums
 
 
-def _losses(
+def losses(
     plm: ProteinLM,
     sae: SparseAutoencoder,
     functions: Mapping[str, Replacement],
@@ -166,7 +166,19 @@ def _losses(
     rows: Tensor,
     targets: Tensor,
 ) -> dict[str, Tensor]:
-    """Cross-entropy and divergence at residue rows `rows`, each fp64 [len(rows)]."""
+    """Cross-entropy and divergence from the clean distribution, in nats, where a position is scored.
+
+    Args:
+        plm: The model.
+        sae: Its configuration names layer and hook.
+        functions: Intervention -> what replaces the hidden states.
+        tokens: The sequences.
+        rows: Residue rows that are scored.
+        targets: [R] the true residues.
+
+    Returns:
+        fp64 [len(rows)] under `ce_clean`, and under `ce_<intervention>` and `kl_<intervention>`.
+    """
     wanted = targets[rows, None]
     edits = [Edit(sae.config.layer, sae.config.hook, function) for function in functions.values()]
     every = plm.logits_each(tokens, [None, *edits])
@@ -179,7 +191,12 @@ def _losses(
     return found
 
 
-def _scored(plm: ProteinLM, targets: Tensor, owners: NDArray[np.int64], keys: Sequence[str]) -> NDArray[np.bool_]:
+def scored_rows(plm: ProteinLM, targets: Tensor, owners: NDArray[np.int64], keys: Sequence[str]) -> NDArray[np.bool_]:
+    """[R] true at the 20 amino acids.
+
+    Raises:
+        DataError: A sequence without any.
+    """
     amino_acids = torch.tensor([plm.vocabulary[letter] for letter in AMINO_ACIDS])
     scored: NDArray[np.bool_] = torch.isin(targets, amino_acids).numpy()
     empty = np.flatnonzero(np.bincount(owners[scored], minlength=len(keys)) == 0)

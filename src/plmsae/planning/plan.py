@@ -131,8 +131,8 @@ def drivers(request: Request, stages: dict[str, Estimate]) -> list[str]:
     together = request.training.saes
     if together > 1:
         said.append(
-            f"every SAE reads its store on its own, {amount(train['bytes_read'])} in all; training the {together} of a "
-            f"store from one read would take {amount(train['bytes_read'] / together)}"
+            f"one `train_sae` per SAE reads {amount(train['bytes_read'])} in all; the stage `sweep` trains the "
+            f"{together} of a store from one read, {amount(train['bytes_read'] / together)}"
         )
     if extract["write_rate"] and extract["write_rate"]["assumed"] > FAST_DISK:
         said.append(

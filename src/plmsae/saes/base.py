@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plmsae.errors import DataError, UserError, did_you_mean
 from plmsae.saes.config import SaeConfig
+from plmsae.saes.group import SOLO, Group
 from plmsae.saes.normaliser import Standardised, standardise
 
 KERNELS = ("auto", "reference")
@@ -47,11 +48,14 @@ class SparseAutoencoder(nn.Module, ABC):
         config: What it is and what it was trained on.
         options: `config.options` over the architecture's defaults.
         kernel: `auto` for the fastest training step, `reference` for the plain dense one; encoding is not affected.
+        precision: Of the factors of a training step's matrix products, `float32` or `bfloat16` (`products.py`);
+            encoding is not affected. Both are set by `prepare_training`.
         penalty_factor: Factor of the sparsity penalty's weight; a training sets it, with a warm-up to a number in
             [0, 1] and with a controller to a scalar tensor >= 0.
         training_k: Latents per token that a training step selects: k, or more while a training anneals it. Encoding
             is not affected.
         latent_max: Largest value of each latent over a stated sample of training tokens, [n]; zeros until measured.
+        group: The processes that share each batch of a training; of no concern to encoding.
         concepts: Latent -> what it was found to mean; filled by `plmsae.load`, not part of the SAE's files.
     """
 
@@ -62,6 +66,8 @@ class SparseAutoencoder(nn.Module, ABC):
     training_encodes: ClassVar[bool] = True
     # Whether `encode` needs a threshold that is measured after the training (see `calibrate`).
     calibrated: ClassVar[bool] = False
+    # What a training step can compute its matrix products in.
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
     # Adam's decay rates, and the parameters with an optimiser group and a gradient clip of their own.
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     own_group: ClassVar[tuple[str, ...]] = ()
@@ -82,8 +88,10 @@ class SparseAutoencoder(nn.Module, ABC):
         self.config = config
         self.options: dict[str, Any] = {**self.default_options, **config.options}
         self.kernel = "auto"
+        self.precision = "float32"
         self.penalty_factor: float | Tensor = 1.0
         self.training_k = config.k
+        self.group: Group = SOLO
         self.concepts: Mapping[int, str] = {}
         self.register_buffer("latent_max", torch.zeros(config.dictionary_size))
 
@@ -120,10 +128,41 @@ class SparseAutoencoder(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, x: Tensor, dead: Tensor | None = None) -> LossTerms:
-        """Training loss of a batch [N, d]; `dead` (bool [n]) marks latents that have been silent for long."""
+        """Training loss of a batch [N, d]; `dead` (bool [n]) marks latents that have been silent for long.
+
+        With several processes in `group`, x holds the rows of this one, and what is returned are terms whose mean over
+        the processes (of counts: the sum) is that of the whole batch; so are the gradients.
+        """
+
+    def prepare_training(self, kernel: str, precision: str) -> None:
+        """Set how training steps are computed.
+
+        Args:
+            kernel: `auto` or `reference`.
+            precision: `float32` or `bfloat16`.
+
+        Raises:
+            UserError: The architecture has no such step.
+        """
+        if precision not in self.precisions:
+            raise UserError(
+                f"architecture '{self.config.architecture}' has no training step in {precision}",
+                where="precision",
+                fix=f"set it to {' or '.join(self.precisions)}",
+            )
+        if kernel == "reference" and precision != "float32":
+            raise UserError(
+                f"the kernel 'reference' is the papers' step in fp32; there is none in {precision}",
+                where="kernel, precision",
+                fix="set kernel to auto, or precision to float32",
+            )
+        self.kernel, self.precision = kernel, precision
 
     def calibrate(self, x: Tensor) -> None:
-        """Set what `encode` needs beyond the trained weights, from held-out activations [N, d]; nothing by default."""
+        """Set what `encode` needs beyond the trained weights, from held-out activations [N, d]; nothing by default.
+
+        With several processes in `group`, each passes rows of its own, and all count.
+        """
         del x
 
     def weights_problem(self) -> str | None:

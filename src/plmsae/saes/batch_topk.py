@@ -21,6 +21,7 @@ from torch import Tensor
 from plmsae.errors import UserError
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary
+from plmsae.saes.group import total_of
 from plmsae.saes.pairs import Pairs
 from plmsae.saes.selection import keep_largest, rows_per_block
 from plmsae.saes.sparse_step import encode_batch
@@ -89,13 +90,17 @@ class BatchTopK(TopK):
             DataError: A row holds NaN or infinity.
         """
         x = self.encoder_input(x)
-        if not len(x):
+        num_rows = total_of(len(x), x.device, self.group)
+        if not num_rows:
             raise UserError("a threshold cannot be measured on 0 rows", fix="pass held-out activations")
-        count = self.config.k * len(x)
+        count = self.config.k * num_rows
         highest = x.new_zeros(0)
         for block in torch.split(x, rows_per_block(len(self.W_enc), x.device)):
             values = torch.cat([highest, self._rectified(block).flatten()])
             highest = values.topk(min(count + 1, len(values))).values
+        if self.group.size > 1:
+            highest = self.group.gather(highest)
+            highest = highest.topk(min(count + 1, len(highest))).values
         if len(highest) <= count:
             self.threshold.fill_(0.0)
             return
@@ -112,12 +117,12 @@ class BatchTopK(TopK):
 
     def _select(self, centered: Tensor) -> Pairs:
         """See `TopK`; a bag per token and group of latents."""
-        count = self.training_k * len(centered)
-        places, values = encode_batch(centered, self.W_enc, self.b_enc, count, self._work)
+        count = self.training_k * len(centered) * self.group.size
+        places, values = encode_batch(centered, self.W_enc, self.b_enc, count, self._work, self.precision, self.group)
         return Pairs.of_places(places, values, len(centered), torch.tensor(self.prefixes, device=centered.device))
 
     def _selected(self, pre: Tensor) -> Tensor:
-        return keep_largest(pre.relu(), self.training_k * len(pre))
+        return keep_largest(pre.relu(), self.training_k * len(pre) * self.group.size, self.group)
 
     def _rectified(self, x: Tensor) -> Tensor:
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.t()).relu_()

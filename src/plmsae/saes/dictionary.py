@@ -20,6 +20,7 @@ from plmsae.saes.affine import affine, plain_affine
 from plmsae.saes.base import LossTerms, SparseAutoencoder
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.constraints import remove_parallel_, unit_rows_
+from plmsae.saes.products import product
 from plmsae.saes.selection import rows_per_block, sparse_rows
 
 REVIVED_ENCODER = 0.2
@@ -113,11 +114,15 @@ class Dictionary(SparseAutoencoder):
         terms = self.terms(self.standardise(x).rows, dead)
         return LossTerms(terms.total, terms.squared_error.detach(), terms.aux, terms.fired.sum(0))
 
-    def _centred_affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def _centred_affine(self, x: Tensor, bias: Tensor | None, precision: str = "float32") -> Tensor:
         """W_enc (x - b_dec) + bias [B, n], spared a matrix product in the backward pass unless by reference."""
         if self.kernel == "reference":
             return plain_affine(x, self.W_enc, bias, self.b_dec)
-        return affine(x, self.W_enc, bias, self.b_dec)
+        return affine(x, self.W_enc, bias, self.b_dec, precision)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """Reconstruction [B, d] of latents [B, n] in a training step."""
+        return product(z, self.W_dec, self.precision) + self.b_dec
 
     @torch.no_grad()
     def revive(self, latents: Tensor, directions: Tensor) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
 from plmsae.saes.options import number
+from plmsae.saes.products import PRECISIONS, product
 
 
 class Gated(Dictionary):
@@ -36,6 +37,7 @@ class Gated(Dictionary):
     encoder_biases: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag", "r_mag")
     homogeneous: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag", "b_dec", "latent_max")
     betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
     # Frozen in the last term: the decoder and b_dec as its offset. b_dec as the encoder's centre is not.
     reaches: ClassVar[Mapping[str, frozenset[str]]] = {
         "reconstruction": frozenset({"W_enc", "b_mag", "r_mag", "W_dec", "b_dec"}),
@@ -58,13 +60,14 @@ class Gated(Dictionary):
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """See the module docstring; `dead` is not used."""
         del dead
-        z, gate = self._gated(self._centred_affine(x, None))
-        error = mean_squared_error(x, z @ self.W_dec + self.b_dec)
+        z, gate = self._gated(self._centred_affine(x, None, self.precision))
+        error = mean_squared_error(x, self._decoded(z))
         open_gate = gate.relu()
+        frozen = product(open_gate, self.W_dec.detach(), self.precision)
         values = {
             "reconstruction": error,
             "penalty": open_gate.sum() / len(x),
-            "aux": mean_squared_error(x, open_gate @ self.W_dec.detach() + self.b_dec.detach()),
+            "aux": mean_squared_error(x, frozen + self.b_dec.detach()),
         }
         weights = {"reconstruction": 1.0, "penalty": self.penalty_factor * self.penalty, "aux": 1.0}
         return Terms(values, weights, error, z > 0)

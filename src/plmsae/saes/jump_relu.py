@@ -29,7 +29,9 @@ from torch import Tensor, nn
 
 from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
+from plmsae.saes.group import mean_of
 from plmsae.saes.options import choice, number
+from plmsae.saes.products import PRECISIONS, product
 
 L0_CONTROLS = ("controller", "quadratic")
 PENALTY_KERNELS = ("pre_activations", "latents")
@@ -97,6 +99,7 @@ class JumpReLU(Dictionary):
     pre_bias: bool = False
     betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
     own_group: ClassVar[tuple[str, ...]] = ("threshold",)
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
     reaches: ClassVar[Mapping[str, frozenset[str]]] = {
         "reconstruction": frozenset({"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}),
         "penalty": frozenset({"threshold"}),
@@ -136,14 +139,14 @@ class JumpReLU(Dictionary):
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """See the module docstring; `dead` is not used."""
         del dead
-        pre = self._pre_activations(x)
+        pre = self._pre_activations(x, self.precision)
         z: Tensor = _Jump.apply(pre, self.threshold, self.bandwidth)  # type: ignore[no-untyped-call]
         seen = z.detach() if self.options["penalty_kernel"] == "latents" else pre
         active: Tensor = _Heaviside.apply(seen, self.threshold, self.bandwidth)  # type: ignore[no-untyped-call]
-        error = mean_squared_error(x, z @ self.W_dec + self.b_dec)
+        error = mean_squared_error(x, self._decoded(z))
         penalty = active.sum() / len(x)
         if self.quadratic and self.target_l0 is not None:
-            penalty = (penalty / self.target_l0 - 1.0).square()
+            penalty = (mean_of(penalty, self.group) / self.target_l0 - 1.0).square()
         values = {"reconstruction": error, "penalty": penalty}
         return Terms(values, {"reconstruction": 1.0, "penalty": self.penalty_factor * self.penalty}, error, z > 0)
 
@@ -164,5 +167,7 @@ class JumpReLU(Dictionary):
         negative = int((self.threshold < 0).sum())
         return f"{negative} thresholds are negative" if negative else None
 
-    def _pre_activations(self, x: Tensor) -> Tensor:
+    def _pre_activations(self, x: Tensor, precision: str = "float32") -> Tensor:
+        if precision != "float32":
+            return product(x, self.W_enc.t(), precision) + self.b_enc
         return torch.addmm(self.b_enc, x, self.W_enc.t())

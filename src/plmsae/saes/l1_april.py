@@ -29,6 +29,7 @@ from plmsae.saes.config import SaeConfig
 from plmsae.saes.constraints import unit_rows_
 from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
 from plmsae.saes.options import flag, number
+from plmsae.saes.products import PRECISIONS, product
 
 INITIAL_NORM = 0.1
 
@@ -42,6 +43,7 @@ class L1April(Dictionary):
 
     default_options: ClassVar[Mapping[str, Any]] = {"penalty": None, "pre_bias": False}
     unit_norm: ClassVar[bool] = False
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
     reaches: ClassVar[Mapping[str, frozenset[str]]] = {
         "reconstruction": frozenset({"W_enc", "b_enc", "W_dec", "b_dec"}),
         "penalty": frozenset({"W_enc", "b_enc", "W_dec"}),
@@ -64,15 +66,21 @@ class L1April(Dictionary):
 
     def latents(self, x: Tensor) -> Tensor:
         """See the base class."""
-        return torch.addmm(self.b_enc, x - self.b_dec if self.pre_bias else x, self.W_enc.t()).relu()
+        return self._rectified(x, "float32")
 
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """See the module docstring; `dead` is not used."""
         del dead
-        z = self.latents(x)
-        error = mean_squared_error(x, z @ self.W_dec + self.b_dec)
+        z = self._rectified(x, self.precision)
+        error = mean_squared_error(x, self._decoded(z))
         values = {"reconstruction": error, "penalty": (z @ torch.linalg.vector_norm(self.W_dec, dim=1)).sum() / len(x)}
         return Terms(values, {"reconstruction": 1.0, "penalty": self.penalty_factor * self.penalty}, error, z > 0)
+
+    def _rectified(self, x: Tensor, precision: str) -> Tensor:
+        rows = x - self.b_dec if self.pre_bias else x
+        if precision != "float32":
+            return (product(rows, self.W_enc.t(), precision) + self.b_enc).relu()
+        return torch.addmm(self.b_enc, rows, self.W_enc.t()).relu()
 
     @torch.no_grad()
     def with_unit_atoms(self) -> SparseAutoencoder:

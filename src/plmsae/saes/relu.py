@@ -24,6 +24,7 @@ from plmsae.saes.config import SaeConfig
 from plmsae.saes.constraints import remove_parallel_, unit_rows_
 from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
 from plmsae.saes.options import choice, number
+from plmsae.saes.products import PRECISIONS
 
 RECONSTRUCTIONS = ("squared", "unsquared")
 INITIAL_ENCODERS = ("atoms", "uniform")
@@ -43,6 +44,7 @@ class ReLU(Dictionary):
         "initial_norm": 1.0,
         "initial_encoder": "atoms",
     }
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
     reaches: ClassVar[Mapping[str, frozenset[str]]] = {
         "reconstruction": frozenset({"W_enc", "b_enc", "W_dec", "b_dec"}),
         "penalty": frozenset({"W_enc", "b_enc", "b_dec"}),
@@ -73,8 +75,8 @@ class ReLU(Dictionary):
     def terms(self, x: Tensor, dead: Tensor | None = None) -> Terms:
         """See the module docstring; `dead` is not used."""
         del dead
-        z = self.latents(x)
-        x_hat = z @ self.W_dec + self.b_dec
+        z = self._centred_affine(x, self.b_enc, self.precision).relu_()
+        x_hat = self._decoded(z)
         squared = mean_squared_error(x, x_hat)
         # The gradient of the norm is 0, not NaN, where nothing is left to explain.
         error = torch.linalg.vector_norm(x - x_hat, dim=1).mean() if self.unsquared else squared

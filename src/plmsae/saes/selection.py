@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from plmsae.saes.group import SOLO, Group, total_of
+from plmsae.saes.shared_selection import first_largest_of_all
+
 GROUP_SIZES = (8, 16, 32)
 # torch.topk needs about three times as long per candidate on rows this short (it sorts pairs instead of keeping a
 # heap), so two stages must cut the candidates by more than that.
@@ -55,14 +58,21 @@ def top_k_indices(pre: Tensor, k: int) -> Tensor:
     return candidates.gather(1, chosen)
 
 
-def keep_largest(values: Tensor, count: int) -> Tensor:
-    """The `count` largest of all entries of [B, n] where they stand, zero elsewhere."""
+def keep_largest(values: Tensor, count: int, group: Group = SOLO) -> Tensor:
+    """The `count` largest of all entries >= 0 of [B, n], of all processes, where they stand, zero elsewhere."""
     flat = values.flatten()
-    chosen = _largest(flat.detach(), min(count, len(flat)))
+    if group.size == 1:
+        chosen = _largest(flat.detach(), min(count, len(flat)))
+    else:
+        chosen = (flat.detach() > 0).nonzero().flatten()
+        if total_of(len(chosen), flat.device, group) > count:
+            chosen = chosen[first_largest_of_all(flat.detach()[chosen], count, group)]
     return torch.zeros_like(flat).scatter(0, chosen, flat[chosen]).view_as(values)
 
 
-def largest_of_blocks(blocks: Callable[[], Iterable[Tensor]], num_rows: int, count: int) -> tuple[Tensor, Tensor]:
+def largest_of_blocks(
+    blocks: Callable[[], Iterable[Tensor]], num_rows: int, count: int, group: Group = SOLO
+) -> tuple[Tensor, Tensor]:
     """The positive ones among the `count` largest entries of [B, n] that come a block of rows at a time.
 
     Args:
@@ -70,28 +80,32 @@ def largest_of_blocks(blocks: Callable[[], Iterable[Tensor]], num_rows: int, cou
             second time if the first block was no fair sample of the others.
         num_rows: B, at least 1.
         count: How many, at least 1.
+        group: The processes that have rows as well, each B of them: the largest are those of all together.
 
     Returns:
-        Places int64 [m] in the flattened [B, n], ascending, and values [m] > 0.
+        Places int64 [m] in the flattened [B, n], ascending, and values [m] > 0; those of this process.
     """
     floor: Tensor | None = None
     while True:
         places, values, start = [], [], 0
         for block in blocks():
             if floor is None:
-                floor = _floor(block.view(-1), count * len(block) / num_rows).clamp_min(0.0)
+                floor = _floor(block.view(-1), count * len(block) / (num_rows * group.size)).clamp_min(0.0)
+                floor = -group.max_(-floor)  # the lowest of all, which lets through what any of them would
             chosen = _above(block, floor)
             places.append(chosen + start)
             values.append(block.view(-1)[chosen])
             start += block.numel()
         assert floor is not None
-        if sum(map(len, places)) >= count or not bool(floor > 0):
+        found = total_of(sum(map(len, places)), floor.device, group)
+        if found >= count or not bool(floor > 0):
             break
         floor = torch.zeros_like(floor)
     place, order = torch.cat(places).sort()
     value = torch.cat(values)[order]
-    if len(value) > count:
-        first = _first_largest(value, count)
+    if found > count:
+        solo = group.size == 1
+        first = _first_largest(value, count) if solo else first_largest_of_all(value, count, group)
         place, value = place[first], value[first]
     return place, value
 

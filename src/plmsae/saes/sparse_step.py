@@ -28,7 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plmsae.saes.group import SOLO, Group
 from plmsae.saes.pairs import Pairs
+from plmsae.saes.products import multiply, rounded_multiply
 from plmsae.saes.selection import largest_of_blocks, rows_per_block, top_k_indices
 
 
@@ -39,38 +41,53 @@ class Workspace(threading.local):
     """
 
     def __init__(self) -> None:
-        self._block: Tensor | None = None
+        self._blocks: dict[torch.dtype, Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Workspace:
         return Workspace()
 
     def block(self, num_rows: int, like: Tensor) -> Tensor:
-        """A buffer [rows, n] of the dtype and device of `like` [n, d]."""
-        block = self._block
-        if (
-            block is None
-            or len(block) < num_rows
-            or block.shape[1] != len(like)
-            or (block.dtype, block.device) != (like.dtype, like.device)
-        ):
-            self._block = block = torch.empty(num_rows, len(like), dtype=like.dtype, device=like.device)
+        """A buffer [rows, n] of the dtype and device of `like` [n, d]; one for each dtype."""
+        block = self._blocks.get(like.dtype)
+        if block is None or len(block) < num_rows or block.shape[1] != len(like) or block.device != like.device:
+            block = torch.empty(num_rows, len(like), dtype=like.dtype, device=like.device)
+            self._blocks[like.dtype] = block
         return block[:num_rows]
 
 
-def encode_rows(centered: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, work: Workspace) -> tuple[Tensor, Tensor]:
+def pre_activations(
+    centered: Tensor, W_enc: Tensor, b_enc: Tensor, work: Workspace, precision: str = "float32"
+) -> Iterator[Tensor]:
+    """W_enc x + b_enc of rows [N, d], a block [b, n] at a time; without autograd each is overwritten by the next.
+
+    With `bfloat16` the factors are rounded, see `products.py`; that is for training steps, and without autograd.
+    """
+    track = torch.is_grad_enabled() and (centered.requires_grad or W_enc.requires_grad or b_enc.requires_grad)
+    low = None if precision == "float32" else W_enc.bfloat16()
+    for block in torch.split(centered, rows_per_block(len(W_enc), W_enc.device)):
+        if track:
+            yield torch.addmm(b_enc, block, W_enc.t())
+            continue
+        out = work.block(len(block), W_enc)
+        if low is None:
+            yield torch.addmm(b_enc, block, W_enc.t(), out=out)
+        elif block.device.type == "cuda":
+            yield torch.add(rounded_multiply(block.bfloat16(), low.t()), b_enc, out=out)
+        else:
+            narrow = torch.mm(block.bfloat16(), low.t(), out=work.block(len(block), low))
+            yield torch.add(narrow, b_enc, out=out)
+
+
+def encode_rows(
+    centered: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, work: Workspace, precision: str = "float32"
+) -> tuple[Tensor, Tensor]:
     """Indices and values [N, k] of the k largest pre-activations of `centered` [N, d]; values are rectified.
 
     With gradients enabled the values are differentiable; without, one buffer serves all blocks. The numbers are the
-    same bit for bit, so training and inference select alike.
+    same bit for bit, so training and inference select alike, but for a training in bf16 (see `pre_activations`).
     """
-    size = rows_per_block(len(W_enc), W_enc.device)
-    track = torch.is_grad_enabled() and (centered.requires_grad or W_enc.requires_grad or b_enc.requires_grad)
     indices, values = [], []
-    for block in torch.split(centered, size):
-        if track:
-            pre = torch.addmm(b_enc, block, W_enc.t())
-        else:
-            pre = torch.addmm(b_enc, block, W_enc.t(), out=work.block(len(block), W_enc))
+    for pre in pre_activations(centered, W_enc, b_enc, work, precision):
         chosen = top_k_indices(pre.detach(), k)
         indices.append(chosen)
         values.append(pre.gather(1, chosen).relu())
@@ -80,18 +97,27 @@ def encode_rows(centered: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, work: Wo
     return torch.cat(indices), torch.cat(values)
 
 
-def encode_batch(centered: Tensor, W_enc: Tensor, b_enc: Tensor, count: int, work: Workspace) -> tuple[Tensor, Tensor]:
+def encode_batch(
+    centered: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    count: int,
+    work: Workspace,
+    precision: str = "float32",
+    group: Group = SOLO,
+) -> tuple[Tensor, Tensor]:
     """The positive ones among the `count` largest pre-activations of all of `centered` [N, d], without autograd.
+
+    With several processes these are the largest of all their rows together, and each gets its own of them.
 
     Returns:
         Places int64 [m] in the flattened [N, n], ascending, and values [m].
     """
 
     def blocks() -> Iterator[Tensor]:
-        for block in torch.split(centered, rows_per_block(len(W_enc), W_enc.device)):
-            yield torch.addmm(b_enc, block, W_enc.t(), out=work.block(len(block), W_enc))
+        return pre_activations(centered, W_enc, b_enc, work, precision)
 
-    return largest_of_blocks(blocks, len(centered), count)
+    return largest_of_blocks(blocks, len(centered), count, group)
 
 
 @dataclass
@@ -112,15 +138,22 @@ def select_aux(pre: Tensor, k_aux: int) -> Tensor:
     return pre.relu()
 
 
-def per_variance(residual: Tensor, centered: Tensor) -> Tensor:
+def per_variance(residual: Tensor, centered: Tensor, group: Group = SOLO) -> Tensor:
     """1 / sum of the squared deviations of the residual [B, d] from its batch mean: AuxK's normaliser, a scalar.
 
     0 where the deviations are rounding errors beside the input (a constant batch, a perfect reconstruction): the
     quotient would be noise or NaN, and there is nothing for dead latents to explain.
+
+    With several processes it is that of all their rows, times their number: AuxK is a quotient of sums and no mean
+    over tokens, and so the mean over the processes of their rows' errors times this is the whole batch's AuxK.
     """
-    variance = (residual - residual.mean(0)).square().sum()
-    floor = 1e-10 * centered.square().sum() + torch.finfo(residual.dtype).tiny
-    return torch.where(variance > floor, 1.0 / variance.clamp_min(floor), 0.0)
+    mean = residual.mean(0)
+    if group.size > 1:
+        mean = group.sum_(mean) / group.size
+    sums = torch.stack([(residual - mean).square().sum(), centered.square().sum()])
+    variance, square = group.sum_(sums)
+    floor = 1e-10 * square + torch.finfo(residual.dtype).tiny
+    return torch.where(variance > floor, group.size / variance.clamp_min(floor), 0.0)
 
 
 @dataclass(frozen=True)
@@ -133,6 +166,8 @@ class StepSettings:
         bias_weight: Weight of that of b_dec alone.
         aux_k: Dead latents that AuxK may use per token.
         aux_alpha: Its weight.
+        precision: Of AuxK's products, one of `plmsae.saes.products.PRECISIONS`.
+        group: The processes that share the batch.
     """
 
     select: Callable[[Tensor], Pairs]
@@ -140,6 +175,13 @@ class StepSettings:
     aux_alpha: float
     weights: tuple[float, ...] = (1.0,)
     bias_weight: float = 0.0
+    precision: str = "float32"
+    group: Group = SOLO
+
+
+def add_product(start: Tensor, a: Tensor, b: Tensor, precision: str) -> Tensor:
+    """start + a @ b, without autograd."""
+    return torch.addmm(start, a, b) if precision == "float32" else start + multiply(a, b, precision)
 
 
 class SparseStep(torch.autograd.Function):
@@ -175,9 +217,11 @@ class SparseStep(torch.autograd.Function):
         ctx.aux = None
         if dead is not None and len(dead) and settings.aux_alpha:
             error = errors[:, -1]
-            dead_values = select_aux(torch.addmm(b_enc[dead], centered, W_enc[dead].t()), settings.aux_k)
-            aux_error = torch.addmm(error, dead_values, W_dec[dead])  # ê - e, where e = x - x^ = -error
-            scale = per_variance(error, centered)
+            dead_pre = add_product(b_enc[dead], centered, W_enc[dead].t(), settings.precision)
+            dead_values = select_aux(dead_pre, settings.aux_k)
+            # ê - e, where e = x - x^ = -error
+            aux_error = add_product(error, dead_values, W_dec[dead], settings.precision)
+            scale = per_variance(error, centered, settings.group)
             aux = aux_error.square().sum() * scale
             ctx.aux = AuxTerm(dead, dead_values, aux_error, scale)
         ctx.settings, reconstruction = settings, squares[-1].clone()
@@ -212,9 +256,9 @@ class SparseStep(torch.autograd.Function):
         if ctx.aux is not None:
             aux: AuxTerm = ctx.aux
             r = aux.error * (2.0 * settings.aux_alpha * grad_total * aux.per_variance)
-            dv = (r @ W_dec[aux.dead].t()).masked_fill_(aux.values == 0, 0.0)
-            dW_dec.index_add_(0, aux.dead, aux.values.t() @ r)
-            dW_enc.index_add_(0, aux.dead, dv.t() @ centered)
+            dv = multiply(r, W_dec[aux.dead].t(), settings.precision).masked_fill_(aux.values == 0, 0.0)
+            dW_dec.index_add_(0, aux.dead, multiply(aux.values.t(), r, settings.precision))
+            dW_enc.index_add_(0, aux.dead, multiply(dv.t(), centered, settings.precision))
             db_enc.index_add_(0, aux.dead, dv.sum(0))
         db_dec.addmv_(W_enc.t(), db_enc, alpha=-1.0)
         return None, dW_enc, db_enc, dW_dec, db_dec, None, None

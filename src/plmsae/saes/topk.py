@@ -20,6 +20,7 @@ from plmsae.saes.config import SaeConfig
 from plmsae.saes.dictionary import Dictionary, Terms, mean_squared_error
 from plmsae.saes.options import aux_options
 from plmsae.saes.pairs import Pairs
+from plmsae.saes.products import PRECISIONS
 from plmsae.saes.sparse_step import SparseStep, StepSettings, Workspace, encode_rows, per_variance, select_aux
 
 ALL = frozenset({"W_enc", "b_enc", "W_dec", "b_dec"})
@@ -32,6 +33,7 @@ class TopK(Dictionary):
     """
 
     default_options: ClassVar[Mapping[str, Any]] = {"aux_k": None, "aux_alpha": 1 / 32}
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
     # AuxK holds the residual constant: b_dec is reached through the encoder's input alone.
     reaches: ClassVar[Mapping[str, frozenset[str]]] = {"reconstruction": ALL, "aux": ALL}
 
@@ -74,11 +76,13 @@ class TopK(Dictionary):
         )
 
     def _step_settings(self) -> StepSettings:
-        return StepSettings(self._select, self.aux_k, self.aux_alpha)
+        return StepSettings(self._select, self.aux_k, self.aux_alpha, precision=self.precision, group=self.group)
 
     def _select(self, centered: Tensor) -> Pairs:
         """The active pairs of a training step for x - b_dec [B, d]."""
-        return Pairs.of_rows(*encode_rows(centered, self.W_enc, self.b_enc, self.training_k, self._work))
+        return Pairs.of_rows(
+            *encode_rows(centered, self.W_enc, self.b_enc, self.training_k, self._work, self.precision)
+        )
 
     def _selected(self, pre: Tensor) -> Tensor:
         """The same from pre-activations [B, n], dense."""
@@ -97,4 +101,4 @@ class TopK(Dictionary):
             return x.new_zeros(())
         residual = (x - x_hat).detach()
         error = select_aux(pre[:, dead], self.aux_k) @ self.W_dec[dead] - residual
-        return error.square().sum() * per_variance(residual, (x - self.b_dec).detach())
+        return error.square().sum() * per_variance(residual, (x - self.b_dec).detach(), self.group)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from plmsae.errors import UserError, did_you_mean
-from plmsae.stages.spec import Stage
+from plmsae.params import Params, ParamsFile, validate
+from plmsae.stages.spec import Pipeline, Stage
 
-_MODULES = ("ingest", "validate", "extract_activations", "train_sae", "evaluate", "steer", "register", "promote")
+_MODULES = (
+    "ingest",
+    "validate",
+    "extract_activations",
+    "train_sae",
+    "sweep",
+    "evaluate",
+    "steer",
+    "register",
+    "promote",
+)
 
 
 @cache
@@ -25,6 +38,38 @@ def stages() -> dict[str, Stage]:
                 raise AssertionError(f"plmsae.stages.{name} declares '{stage.id}'")
             found[stage.id] = stage
     return found
+
+
+def stages_of(pipeline: Pipeline) -> dict[str, Stage]:
+    """Stage id -> declaration, of the stages that belong to a pipeline by themselves."""
+    return {stage_id: stage for stage_id, stage in stages().items() if stage.pipeline == pipeline}
+
+
+def load_params(file: ParamsFile, stage: Stage) -> Params:
+    """The parameters of a stage, complete: what it inherits is filled in from the other stage's section.
+
+    Raises:
+        UserError: A missing section, an unknown parameter or a wrong value.
+    """
+    data = file.section(stage.section)
+    for name in stage.inherits:
+        own = data.get(name) or {}
+        if isinstance(own, dict):
+            values = {**file.section(name), **own}
+            where = _place(file, stage.section, name, own)
+            filled = validate(stages()[name].params, values, section=name, where=where)
+            data = {**data, name: filled.model_dump(mode="json")}
+    return validate(stage.params, data, section=stage.section, where=file.where)
+
+
+def _place(file: ParamsFile, section: str, name: str, own: dict[str, Any]) -> Callable[[str], str]:
+    """Where a field of an inherited section stands: with the stage, or with the section's owner."""
+
+    def where(field: str) -> str:
+        key = field.removeprefix(f"{name}.").partition(".")[0]
+        return file.where(f"{section}.{field}" if key in own else field)
+
+    return where
 
 
 def stage(stage_id: str) -> Stage:

@@ -6,7 +6,7 @@ import json
 import textwrap
 
 from plmsae.stages.catalog import stages
-from plmsae.stages.executor_input import MANIFEST, METRICS, OUTPUT, PARAMS, REPORT, SUMMARY, knob_type
+from plmsae.stages.executor_input import MANIFEST, METRICS, OUTPUT, PARAMS, REPORT, SUMMARY, knob_type, knob_value
 from plmsae.stages.spec import Stage
 
 # The host is reserved for documentation (RFC 2606). Names no image that exists: a pipeline is compiled again with the
@@ -46,7 +46,7 @@ def knob_defaults(stage: Stage) -> dict[str, str | int | float | bool]:
         value = defaults[name]
         if value is None and knob_type(stage.params.model_fields[name].annotation) is not str:
             raise AssertionError(f"{stage.id}: '{name}' is a number that may be null")
-        found[name] = "" if value is None else value
+        found[name] = knob_value(value)
     return found
 
 

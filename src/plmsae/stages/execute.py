@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import plmsae
 from plmsae.artifacts.atomic import swap_folder, write_text
@@ -27,7 +28,7 @@ from plmsae.artifacts.lock import alone
 from plmsae.artifacts.manifest import MANIFEST_NAME, Manifest, list_files, manifest_sha256, verify, write_manifest
 from plmsae.artifacts.sources import fetch, is_remote
 from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError, did_you_mean
-from plmsae.params import Params, canonical_json
+from plmsae.params import Params, canonical_json, value_at
 from plmsae.stages.spec import Stage, StageContext, StageResult
 
 logger = logging.getLogger("plmsae")
@@ -47,6 +48,7 @@ def execute(
     state: Path | None = None,
     staging: Path | None = None,
     pinned: bool = False,
+    nodes: Any = None,
 ) -> StageResult:
     """Run a stage.
 
@@ -59,6 +61,7 @@ def execute(
         state: Folder of locks and checkpoints, by default `.plmsae` below `root`.
         staging: Folder for the unfinished output, on the file system of `output`; by default below `state`.
         pinned: Insist that every raw file is named by its checksum as well.
+        nodes: Starts processes on other machines, a `plmsae.training.nodes.Nodes`; None where there are none.
 
     Raises:
         UserError: An unknown port or a missing raw file.
@@ -77,7 +80,7 @@ def execute(
         locks.enter_context(alone(workspace / "locks" / f"{own}.lock", f"running '{stage.id}'"))
         manifests = {port: _verified(stage, port, folder) for port, folder in folders.items()}
         input_hashes = {port: manifest_sha256(folder) for port, folder in folders.items()}
-        named = [name for name in stage.optional_files if getattr(params, name) is not None]
+        named = [name for name in stage.optional_files if value_at(params, name) is not None]
         files = {name: source_file(stage, params, name, root, state) for name in (*stage.source_files, *named)}
         sources = {
             name: _pinned_sha256(stage, params, name, path, pinned or name in named) for name, path in files.items()
@@ -111,6 +114,7 @@ def execute(
             checkpoints=checkpoints,
             sources=files,
             root=root,
+            nodes=nodes,
         )
         try:
             result = stage.work()(context)
@@ -206,9 +210,9 @@ def source_file(stage: Stage, params: Params, name: str, root: Path, state: Path
         TryAgainError: The store or server cannot be reached.
     """
     where = f"{stage.section}.{name}"
-    value = str(getattr(params, name))
+    value = str(value_at(params, name))
     if is_remote(value):
-        pinned = getattr(params, f"{name}_sha256")
+        pinned = value_at(params, f"{name}_sha256")
         try:
             return fetch(value, state / "sources", sha256=pinned, where=where)
         except OSError as error:
@@ -233,16 +237,16 @@ def _pinned_sha256(stage: Stage, params: Params, name: str, path: Path, pinned: 
     """sha256 of a raw file or folder, which is the one that its parameter `<name>_sha256` asks for."""
     where = f"{stage.section}.{name}_sha256"
     found = sha256_tree([path], path) if path.is_dir() else sha256_file(path)
-    wanted = getattr(params, f"{name}_sha256")
+    wanted = value_at(params, f"{name}_sha256")
     if wanted is None and pinned:
         raise UserError(
-            f"'{stage.id}' does not say which bytes '{getattr(params, name)}' must hold",
+            f"'{stage.id}' does not say which bytes '{value_at(params, name)}' must hold",
             where=where,
             fix=f"set it to the sha256 of the {'folder' if path.is_dir() else 'file'}: {found}",
         )
     if wanted not in (None, found):
         raise DataError(
-            f"'{getattr(params, name)}' has sha256 {found}, not {wanted}",
+            f"'{value_at(params, name)}' has sha256 {found}, not {wanted}",
             where=where,
             fix="take the file that was meant, or set the parameter to the file's checksum (null takes any)",
         )
@@ -272,6 +276,7 @@ def _track(stage: Stage, manifest: Manifest, result: StageResult, final: Path, r
             output=final,
             root=root,
             tags={"manifest_sha256": manifest_sha256(final), **{f"input.{k}": v for k, v in manifest.inputs.items()}},
+            children=result.children,
         )
     except PlmsaeError as error:
         logger.warning("%s is complete but was not logged to MLflow: %s", stage.id, error.problem)

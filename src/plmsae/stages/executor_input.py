@@ -22,7 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from plmsae.artifacts.atomic import write_text
 from plmsae.artifacts.manifest import MANIFEST_NAME, manifest_sha256
 from plmsae.errors import DataError, UserError, did_you_mean
-from plmsae.params import Params, validate
+from plmsae.params import Params, canonical_json, validate
 from plmsae.stages.execute import execute
 from plmsae.stages.spec import Stage, StageResult
 
@@ -110,13 +110,14 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
-def run_task(stage: Stage, text: str, *, root: Path) -> tuple[StageResult, Path]:
+def run_task(stage: Stage, text: str, *, root: Path, nodes: Any = None) -> tuple[StageResult, Path]:
     """Run a stage as a Kubeflow task.
 
     Args:
         stage: Its declaration.
         text: The executor input.
         root: The working folder, from which relative paths in parameters start.
+        nodes: Starts processes on other machines, a `plmsae.training.nodes.Nodes`; None where there are none.
 
     Returns:
         What the stage returned, and its output folder.
@@ -142,6 +143,7 @@ def run_task(stage: Stage, text: str, *, root: Path) -> tuple[StageResult, Path]
             state=state,
             staging=beside,
             pinned=True,
+            nodes=nodes,
         )
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -196,7 +198,7 @@ def resolve_params(stage: Stage, values: Mapping[str, Any]) -> Params:
                 where=f"{form} and '{name}' of the run",
                 fix=f"take it out of {form}",
             )
-        section[name] = _plain(values[name], stage.params.model_fields[name].annotation)
+        section[name] = _plain(name, values[name], stage.params.model_fields[name].annotation)
 
     def where(field: str) -> str:
         name = field.removeprefix(f"{stage.section}.")
@@ -206,20 +208,43 @@ def resolve_params(stage: Stage, values: Mapping[str, Any]) -> Params:
 
 
 def knob_type(annotation: Any) -> type:
-    """The plain type (str, int, float or bool) of a knob, whose parameter may be a literal or null as well."""
+    """The plain type (str, int, float or bool) of a knob, whose parameter may be a literal or null as well.
+
+    A mapping is a text, its canonical JSON: KFP would make floats of the integers inside an object.
+    """
     if get_origin(annotation) in (Union, types.UnionType):
         (inner,) = [item for item in get_args(annotation) if item is not type(None)]
         return knob_type(inner)
     if get_origin(annotation) is Literal:
         return type(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return str
     if annotation not in (str, int, float, bool):
         raise AssertionError(f"a knob cannot be of type {annotation}")
     return annotation  # type: ignore[no-any-return]
 
 
-def _plain(value: Any, annotation: Any) -> Any:
-    """A knob as Kubeflow gives it: numbers may come as floats, and an empty text stands for null."""
+def knob_value(value: Any) -> Any:
+    """A knob as it stands in a form: a mapping as its JSON, null as an empty text."""
+    if isinstance(value, Mapping):
+        return canonical_json(value)
+    return "" if value is None else value
+
+
+def _plain(name: str, value: Any, annotation: Any) -> Any:
+    """A knob as Kubeflow gives it: numbers may come as floats, an empty text stands for null, a mapping is JSON.
+
+    Raises:
+        UserError: The JSON of a mapping cannot be read.
+    """
     kind = knob_type(annotation)
+    if get_origin(annotation) is dict and isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise UserError(
+                f"'{name}' is not JSON: {error}", where=f"'{name}' of the run", fix='write e.g. {"k": [16, 32]}'
+            ) from error
     if value == "" and type(None) in get_args(annotation):
         return None
     if kind is int and isinstance(value, float) and value.is_integer():

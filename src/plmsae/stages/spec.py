@@ -12,6 +12,7 @@ from plmsae.params import Params
 
 Kind = Literal["sequences", "report", "activations", "sae", "result", "registration", "promotion"]
 Retry = Literal["none", "io", "gpu"]
+Pipeline = Literal["train", "sweep"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class StageContext:
         sources: Parameter that names a raw input file -> that file on this disk, its checksum verified; an optional
             one is absent if it is null.
         root: The working folder; paths in parameters are relative to it.
+        nodes: Starts processes on other machines, a `plmsae.training.nodes.Nodes`; None where there are none.
     """
 
     params: Any
@@ -72,6 +74,24 @@ class StageContext:
     checkpoints: Path
     sources: Mapping[str, Path]
     root: Path
+    nodes: Any = None
+
+
+@dataclass(frozen=True)
+class ChildRun:
+    """One of several runs that a stage consists of, tracked below the stage's own.
+
+    Attributes:
+        params: Its parameters.
+        metrics: Its metrics; none if it failed.
+        folder: Its folder in the stage's output, for curves, figures and the summary; None if it has none.
+        failed: Why it failed; None if it did not.
+    """
+
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float | int]
+    folder: str | None
+    failed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,10 +101,12 @@ class StageResult:
     Attributes:
         metrics: Flat snake_case name -> number; written to `metrics.json`. NaN and infinity are refused.
         summary: One paragraph of Markdown for people; written to `summary.md`.
+        children: Name -> run that is tracked below the stage's.
     """
 
     metrics: Mapping[str, float | int]
     summary: str
+    children: Mapping[str, ChildRun] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,13 +118,15 @@ class Stage:
         summary: One line for `--help`, the reference page and the component.
         params: The parameter model of its section.
         inputs: Input ports.
+        inherits: Sections of other stages whose values fill in what its parameter of the same name leaves out.
+        pipeline: `train` for the graph of `dvc repro`; a stage of another pipeline runs when that one is asked for.
         kind: The artifact type of its one output folder.
         run: Dotted path `module:function` of the work function, imported only when the stage runs.
         code: Rooms and modules under `src/plmsae` that its numbers depend on (a test compares them to the imports).
         resources: What it asks of a cluster.
         source_files: Names of parameters that hold the path of a raw input file; `<name>_sha256` pins its bytes.
-        optional_files: Names of parameters that may name a raw file or folder, or are null. Their `<name>_sha256` must
-            be given with them: DVC cannot watch what may not be there.
+        optional_files: Names of parameters (dotted within an inherited section) that may name a raw file or folder, or
+            are null. Their `<name>_sha256` must be given with them: DVC cannot watch what may not be there.
         knobs: Parameters that people change from run to run: typed fields of the Kubeflow form (the others are one
             JSON text per stage).
         report: HTML file in its output that the Kubeflow UI shows.
@@ -119,6 +143,8 @@ class Stage:
     run: str
     code: tuple[str, ...]
     inputs: tuple[Input, ...] = ()
+    inherits: tuple[str, ...] = ()
+    pipeline: Pipeline = "train"
     resources: Resources = field(default_factory=Resources)
     source_files: tuple[str, ...] = ()
     optional_files: tuple[str, ...] = ()

@@ -1,8 +1,8 @@
 """Checkpoints of a training: whole or not there, verified before use, never a pickle.
 
-A checkpoint is a folder `step-<number>` with `state.safetensors` (weights, optimiser moments, counters) and
-`state.json` (everything else, and the sha256 of the tensors). It is written beside its place and renamed, so a kill
-leaves the one before; a damaged one is skipped for the newest that is valid.
+A checkpoint is a folder `step-<number>` with `state.safetensors` (weights, optimiser moments, counters, of every SAE of
+the training) and `state.json` (everything else, and the sha256 of the tensors). It is written beside its place and
+renamed, so a kill leaves the one before; a damaged one is skipped for the newest that is valid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from plmsae.artifacts.checksums import sha256_file
 logger = logging.getLogger("plmsae")
 TENSORS = "state.safetensors"
 INFO = "state.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NUM_KEPT = 2
 _PREFIX = "step-"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import IterableDataset
 
 from plmsae.errors import DataError, UserError
 from plmsae.plms.parallel import ordered_map
+from plmsae.saes.group import SOLO, Group
 
 
 class BatchSource(Protocol):
@@ -58,7 +60,8 @@ class Scaled:
             DataError: Names the step and the number of rows that are not finite.
         """
         x = self.source.batch(step)
-        if not bool(torch.isfinite(x).all()):
+        # The sum is not finite if a row is not, and costs a thirtieth; one that overflows is looked into.
+        if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
             count = int((~torch.isfinite(x)).any(1).sum())
             raise DataError(
                 f"{count} of {len(x)} activation rows hold NaN or infinity",
@@ -77,17 +80,28 @@ class StepStream(IterableDataset[Tensor]):
         last: Step before which it ends.
         num_workers: Threads that make batches ahead, at most 2 * num_workers + 1 of them; 0 makes each when it is
             wanted. Threads and not processes: they share the memory of one reader, and the order is the same.
+        waiting: A context to wait for each batch in, e.g. `Interruption.at_once`.
     """
 
-    def __init__(self, source: BatchSource, first: int, last: int, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        source: BatchSource,
+        first: int,
+        last: int,
+        num_workers: int = 0,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         super().__init__()
         self.source, self.first, self.last, self.num_workers = source, first, last, num_workers
+        self.waiting = waiting
 
     def __iter__(self) -> Iterator[Tensor]:
         steps = range(self.first, self.last)
-        if not self.num_workers:
-            return map(self.source.batch, steps)
-        return ordered_map(self.source.batch, steps, self.num_workers)
+        ahead = ordered_map(self.source.batch, steps, self.num_workers) if self.num_workers else None
+        for step in steps:
+            with self.waiting():
+                x = self.source.batch(step) if ahead is None else next(ahead)
+            yield x
 
 
 def check_state(saved: Mapping[str, int], now: Mapping[str, int], where: str) -> None:
@@ -115,11 +129,20 @@ def check_state(saved: Mapping[str, int], now: Mapping[str, int], where: str) ->
         )
 
 
-def rows(source: BatchSource, num_rows: int, first_step: int = 0) -> Iterator[Tensor]:
-    """Batches that hold exactly the first `num_rows` rows of the stream, or of all there is if that is less."""
-    left, step = min(num_rows, source.num_rows), first_step
+def rows(source: BatchSource, num_rows: int, group: Group = SOLO) -> Iterator[Tensor]:
+    """Batches that hold exactly the first `num_rows` rows of the stream, or of all there is if that is less.
+
+    With several processes these are the rows of this one, and the rows of all in the order of the ranks are, batch by
+    batch, those of the stream. Every process gets equally many batches, of which the last may be empty.
+    """
+    left, step = min(num_rows, source.num_rows), 0
     while left > 0:
-        x = source.batch(step)[:left]
-        left -= len(x)
+        x = source.batch(step)
         step += 1
-        yield x
+        yield x[: max(0, left - group.rank * len(x))]
+        left -= len(x) * group.size
+
+
+def all_rows(source: BatchSource, num_rows: int, group: Group = SOLO) -> Tensor:
+    """The rows [N, d] of `rows`, of all processes, in their order."""
+    return torch.cat([group.gather(x) for x in rows(source, num_rows, group)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +29,36 @@ _METRICS = {
 
 
 @torch.no_grad()
-def measure_latent_max(sae: SparseAutoencoder, source: BatchSource, num_rows: int) -> int:
-    """Set `latent_max` to the largest value of each latent over the first rows of a stream.
+def measure_latent_max(saes: Sequence[SparseAutoencoder], source: BatchSource, num_rows: int) -> int:
+    """Set `latent_max` of each SAE to the largest value of each latent over the first rows of a stream.
 
     Returns:
-        Number of rows that were looked at.
+        Number of rows that were looked at; they are read once for all SAEs.
     """
-    highest = torch.zeros_like(sae.latent_max)
+    highest = [torch.zeros_like(sae.latent_max) for sae in saes]
     seen = 0
     for x in rows(source, num_rows):
-        indices, values = sae.encode_sparse(x)
-        highest.scatter_reduce_(0, indices.flatten(), values.flatten(), reduce="amax")
+        for sae, high in zip(saes, highest, strict=True):
+            indices, values = sae.encode_sparse(x)
+            high.scatter_reduce_(0, indices.flatten(), values.flatten(), reduce="amax")
         seen += len(x)
-    sae.latent_max.copy_(highest)
+    for sae, high in zip(saes, highest, strict=True):
+        sae.latent_max.copy_(high)
     return seen
 
 
-def held_out(sae: SparseAutoencoder, source: BatchSource, num_rows: int) -> ReconstructionMetrics:
-    """Reconstruction metrics over the first rows of a stream of held-out activations; of every nested prefix too."""
-    prefixes = sae.prefixes if isinstance(sae, Matryoshka) else ()
-    metrics = ReconstructionMetrics(sae.config.d_model, sae.config.dictionary_size, prefixes)
+def held_out(saes: Sequence[SparseAutoencoder], source: BatchSource, num_rows: int) -> list[ReconstructionMetrics]:
+    """Reconstruction metrics of each SAE over the first rows of a stream of held-out activations, read once for all.
+
+    Those of a matryoshka SAE are of every nested prefix too.
+    """
+    metrics = []
+    for sae in saes:
+        prefixes = sae.prefixes if isinstance(sae, Matryoshka) else ()
+        metrics.append(ReconstructionMetrics(sae.config.d_model, sae.config.dictionary_size, prefixes))
     for x in rows(source, num_rows):
-        metrics.update(sae, x)
+        for sae, metric in zip(saes, metrics, strict=True):
+            metric.update(sae, x)
     return metrics
 
 

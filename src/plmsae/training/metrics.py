@@ -14,6 +14,7 @@ from torch import Tensor
 
 from plmsae.errors import DataError, UserError
 from plmsae.saes.base import SparseAutoencoder
+from plmsae.saes.group import Group
 
 DENSE = 0.1
 DENSITY_BINS_PER_DECADE = 5
@@ -89,6 +90,14 @@ class ReconstructionMetrics:
         self._sum_x += other._sum_x
         self._sums += other._sums
         self._prefix_errors += other._prefix_errors
+
+    def add_up(self, group: Group) -> None:
+        """Add what the other processes have seen, of rows of their own."""
+        if group.size == 1:
+            return
+        self.num_tokens = int(group.sum_(torch.tensor(self.num_tokens)))
+        for sums in (self.counts, self._sum_x, self._sums, self._prefix_errors):
+            group.sum_(sums)
 
     @property
     def variance(self) -> float:

@@ -26,21 +26,23 @@ from plmsae.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Span:
-    """A number of steps, fixed or as a share of the training.
+    """A number of steps: fixed, of so many tokens, or as a share of the training. It is the sum of the three.
 
     Attributes:
-        steps: Steps.
-        share: Share of the training's steps, added to them.
+        steps: Steps, whatever the size of a batch.
+        tokens: Tokens.
+        share: Share of the training.
         whole: Round the sum down or up to whole steps.
     """
 
     steps: float = 0.0
+    tokens: float = 0.0
     share: float = 0.0
     whole: Literal["no", "down", "up"] = "no"
 
-    def of(self, num_steps: int) -> float:
-        """Steps of this span in a training of so many steps."""
-        total = self.steps + self.share * num_steps
+    def of(self, num_steps: int, batch_size: int) -> float:
+        """Steps of this span in a training of so many steps on batches of so many tokens."""
+        total = self.steps + self.tokens / batch_size + self.share * num_steps
         return {"no": total, "down": math.floor(total), "up": math.ceil(total)}[self.whole]
 
 
@@ -114,7 +116,7 @@ _OURS = Recipe(
     # Gao et al.'s eps: gradients of rare latents are far below the usual 1e-8.
     eps=6.25e-10,
     clip_together=False,
-    warmup=Span(steps=100),
+    warmup=Span(tokens=204_800),  # 100 steps of 2,048; in tokens, so that another batch size has the same
     decay=Span(share=0.2),
     penalty_warmup=Span(share=0.05),
     center="geometric_median",

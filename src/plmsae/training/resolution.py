@@ -14,12 +14,11 @@ from plmsae.activations.metadata import StoreMetadata
 from plmsae.errors import UserError
 from plmsae.saes import SaeConfig
 from plmsae.saes.matryoshka import FRACTIONS, sizes_of
+from plmsae.training.parameters import SELECTS_K
 from plmsae.training.presets import Recipe, recipe
 from plmsae.training.schedules import default_learning_rate
 from plmsae.training.settings import TrainingSettings, resolve_device
 
-# The architectures with a number of latents per token, and with AuxK.
-SELECTS_K = ("batch_topk", "matryoshka", "topk")
 # A target for L0 is reached by the thresholds: at the weights' rate they lag behind, L0 overshoots and, since latents
 # have died meanwhile, hardly comes back (measured on the demo: docs/architectures.md).
 TARGET_THRESHOLD_RATE = 5.0
@@ -135,8 +134,8 @@ def _settings(params: Mapping[str, Any], chosen: Recipe, config: SaeConfig) -> T
         num_steps=num_steps,
         batch_size=batch_size,
         learning_rate=rate,
-        warmup_steps=float(given("warmup_steps", chosen.warmup.of(num_steps))),
-        decay_steps=share_of("decay_fraction", chosen.decay.of(num_steps)),
+        warmup_steps=float(given("warmup_steps", chosen.warmup.of(num_steps, batch_size))),
+        decay_steps=share_of("decay_fraction", chosen.decay.of(num_steps, batch_size)),
         dead_after_tokens=given("dead_after_tokens", dead_after),
         validate_every=params["validate_every"],
         num_valid_rows=params["num_valid_rows"],
@@ -149,7 +148,7 @@ def _settings(params: Mapping[str, Any], chosen: Recipe, config: SaeConfig) -> T
         clip_first=chosen.clip_first,
         clip_together=chosen.clip_together,
         threshold_learning_rate=given("threshold_learning_rate", threshold_rate),
-        penalty_warmup_steps=share_of("penalty_warmup_fraction", chosen.penalty_warmup.of(num_steps)),
+        penalty_warmup_steps=share_of("penalty_warmup_fraction", chosen.penalty_warmup.of(num_steps, batch_size)),
         warmup_from_zero=chosen.warmup_from_zero,
         anneal_fraction=given("anneal_fraction", chosen.anneal_fraction),
         anneal_from=max(params["k"], min(config.d_model, config.dictionary_size)),
@@ -157,6 +156,8 @@ def _settings(params: Mapping[str, Any], chosen: Recipe, config: SaeConfig) -> T
         num_resample_rows=given("num_resample_rows", chosen.num_resample_rows),
         center=given("center", chosen.center),
         num_center_rows=batch_size if chosen.center_on_batch else None,
+        precision=params["precision"],
+        wandb_project=params["wandb_project"],
     )
 
 
@@ -195,9 +196,12 @@ def _record(params: Mapping[str, Any], config: SaeConfig, settings: TrainingSett
         "center": "zero" if config.architecture == "l1_april" else settings.center,
         "seed": settings.seed,
         "kernel": params["kernel"],
+        "precision": settings.precision,
         "device": settings.device,
         "threads": params["threads"],
     }
+    if params["order_seed"] is not None:
+        record["order_seed"] = params["order_seed"]
     if settings.clip_norm is not None:
         record["clip_first"] = settings.clip_first
     if config.architecture == "jump_relu":

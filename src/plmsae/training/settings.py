@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from plmsae.errors import UserError
+from plmsae.plms.linear import has_fast_bfloat16
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class TrainingSettings:
         center: Where the decoder's bias starts, one of `plmsae.training.center.CENTERS`.
         num_init_rows: Rows behind the variance that training FVU is relative to.
         num_center_rows: Rows, at most so many, behind the initial decoder bias; None for as many.
+        precision: Of the factors of a step's matrix products, `float32` or `bfloat16`.
+        wandb_project: Project of Weights & Biases that gets the curves; None for none.
     """
 
     num_steps: int
@@ -69,6 +72,8 @@ class TrainingSettings:
     center: str = "geometric_median"
     num_init_rows: int = 16_384
     num_center_rows: int | None = None
+    precision: str = "float32"
+    wandb_project: str | None = None
 
 
 def resolve_device(device: str) -> str:
@@ -83,3 +88,10 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not available:
         raise UserError("device 'cuda' is not available here", fix="set train_sae.device to auto or cpu")
     return device
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether products in bf16 are faster than in fp32: on GPUs from Ampere on, on CPUs with AMX or AVX-512 BF16."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return has_fast_bfloat16()

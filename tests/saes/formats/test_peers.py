@@ -2,17 +2,13 @@
 
 Our exports are loaded by the library's own loader, and what it computes on x is compared with what ours computes; SAEs
 that the library made and saved are imported, and compared with what its own loader makes of them. `peers/*.py` is what
-runs there. The environments see this one's packages (torch, transformers, safetensors) through a `.pth` file; what a
-library imports beyond them is installed without its dependencies, which would replace torch.
+runs there, in the environments of `environments.py`.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +20,9 @@ from plmsae.saes.base import SparseAutoencoder
 from plmsae.saes.formats import export_sae, import_sae
 from tests.saes.conftest import generic_sae
 from tests.saes.formats.conftest import LAYER_NORM, TOKEN_RMS, TOLD, Draw
+from tests.saes.formats.environments import PACKAGES, environment
 
 pytestmark = [pytest.mark.long]
-SHARED = ("datasets==5.2.0", "dill==0.4.1", "einops==0.8.2", "multiprocess==0.70.19", "xxhash==4.1.0")
-PARSING = ("docstring-parser==0.18.0", "simple-parsing==0.1.9")
-PACKAGES = {
-    "dictionary_learning": (
-        "dictionary-learning==0.1.0", *SHARED, "accelerate==1.15.0", "bidict==0.24.1", "nnsight==0.3.7",
-        "python-engineio==4.15.1", "python-socketio==5.18.1", "simple-websocket==1.1.0", "wandb==0.31.0",
-        "wsproto==1.3.2", "zstandard==0.25.0",
-    ),
-    "saelens": (
-        "sae-lens==6.54.12", *SHARED, *PARSING, "babe==0.0.8", "better-abc==0.0.3", "jaxtyping==0.3.11",
-        "nltk==3.10.4", "plotly==7.1.0", "plotly-express==0.4.1", "tenacity==9.2.1", "transformer-lens==2.16.1",
-        "typeguard==4.6.0", "wandb==0.31.0",
-    ),
-    "sparsify": (
-        "eai-sparsify==1.3.3", *SHARED, *PARSING, "accelerate==1.15.0", "natsort==8.4.0", "schedulefree==1.4.1",
-    ),
-}  # fmt: skip
 EXPORTED = {
     "dictionary_learning": (
         "relu", "l1_april", "topk", "random", "batch_topk", "matryoshka", "jump_relu", "gated",
@@ -52,17 +32,6 @@ EXPORTED = {
 }  # fmt: skip
 TOLERANCE = 1e-5
 THEIR_SCALE = {"dictionary_learning": 7.5, "saelens": 1.0, "sparsify": 1.0}
-
-
-def environment(peer: str, folder: Path) -> Path:
-    """Make the environment of a library; returns its Python."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    python = folder / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    subprocess.run([*install, *PACKAGES[peer]], check=True, timeout=900)
-    return python
 
 
 def exports(peer: str) -> dict[str, SparseAutoencoder]:

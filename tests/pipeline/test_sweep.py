@@ -1,0 +1,70 @@
+"""The sweep for people with DVC: beside the main graph, the same graph as on Kubeflow, and safe against `kill -9`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from plmsae.stages.catalog import stages
+from tests.pipeline.conftest import Finished
+from tests.pipeline.test_graph import compiled, dvc_edges, kfp_checksums, kfp_ports, ordered, tasks
+from tests.pipeline.test_kill import kill_while_working
+from tests.workspace import ROOT, call
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+FILE = "pipelines/sweep/dvc.yaml"
+
+
+@pytest.fixture(scope="module")
+def root(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder after `dvc repro`, with the sweep's graph beside the main one."""
+    root = finished.copy_to(tmp_path_factory.mktemp("sweep") / "work")
+    (root / FILE).parent.mkdir(parents=True)
+    shutil.copy(ROOT / FILE, root / FILE)
+    return root
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_graph_is_that_of_the_kubeflow_pipeline(root: Path) -> None:
+    ports = kfp_ports(compiled("sweep"))
+    edges = {(producer, consumer) for producer, consumer, _ in ports}
+    assert edges == ordered(compiled("sweep")) == dvc_edges(root, f"{FILE}:register")
+    assert kfp_checksums(compiled("sweep")) == ports, "every port goes with the checksum of its contents"
+    ran = {"ingest", "validate", "extract_activations", "sweep", "evaluate", "register"}
+    wanted = {stage.id.replace("@", "-").replace("_", "-") for stage in stages().values() if stage.name in ran}
+    assert set(tasks(compiled("sweep"))) == wanted
+
+
+def test_a_repro_without_a_target_does_not_run_it(root: Path) -> None:
+    assert "up to date" in call(root, "dvc", "repro").stdout
+    assert not (root / "outputs" / "sweep").exists()
+
+
+def test_killed_and_run_again_by_dvc_it_ends_in_the_bytes_of_an_undisturbed_run(root: Path) -> None:
+    call(root, "plmsae", "run", "sweep", "--output", "outputs/undisturbed")
+    assert kill_while_working(root, "sweep", 0.5, 4.0)
+    text = call(root, "dvc", "repro", FILE, timeout=600).stdout
+    assert "Running stage 'pipelines/sweep/dvc.yaml:sweep'" in text
+    assert files(root / "outputs" / "sweep") == files(root / "outputs" / "undisturbed")
+    registered = json.loads((root / "outputs" / "sweep_register" / "registration.json").read_text())
+    assert registered["version"] == 2, "the first one is that of train_sae"
+    report = (root / "outputs" / "sweep_register" / "report.html").read_text()
+    assert "SAEs that were trained on the same batches" in report
+    assert call(root, "dvc", "repro", FILE).stdout.count("Running stage") == 0
+
+
+def test_what_the_members_have_in_common_is_watched(root: Path) -> None:
+    params = root / "params.yaml"
+    before = params.read_text()
+    try:
+        params.write_text(before.replace("learning_rate: 0.002", "learning_rate: 0.001"))
+        assert params.read_text() != before
+        assert "modified:           train_sae" in call(root, "dvc", "status", f"{FILE}:sweep").stdout
+    finally:
+        params.write_text(before)
