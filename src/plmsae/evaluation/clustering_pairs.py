@@ -120,7 +120,7 @@ def score_pairs(
     threshold: float,
     permutations: Sequence[Sequence[Ints]] = (),
 ) -> Pairs:
-    """Score all pairs of some consecutive sequences.
+    """Score all pairs of some consecutive sequences, by latent, then by sequence.
 
     Args:
         activations: [R, n] CSR, normalised; only stored values above 0 matter.
@@ -135,42 +135,51 @@ def score_pairs(
     """
     if not np.isfinite(activations.data).all():
         raise DataError("an activation is not a finite number", fix="train the SAE again, or check the store")
-    num_latents, num_rows = activations.shape[1], len(row_starts) - 1
-    residues = np.repeat(np.arange(activations.shape[0]), np.diff(activations.indptr))
-    owner = np.repeat(np.arange(num_rows), np.diff(row_starts))
-    key = owner[residues] * num_latents + activations.indices
-    above = np.flatnonzero(activations.data > threshold)
-    # Of each pair the largest activation, of equal ones the first residue.
-    order = above[np.lexsort((residues[above], -activations.data[above], key[above]))]
-    keys, first = np.unique(key[order], return_index=True)
-    anchors = residues[order[first]]
-    place = np.full(num_rows * num_latents, -1, dtype=np.int32)
-    place[keys] = np.arange(len(keys))
-    pair = place[key]
-    inside = np.flatnonzero((pair >= 0) & (activations.data > 0))
-    pair, where = pair[inside].astype(np.int64), residues[inside]
-    value = activations.data[inside].astype(np.float64)
-    row = keys // num_latents
+    columns = activations.tocsc()  # by latent, then by residue: the entries of a pair lie side by side
+    columns.sort_indices()
+    entries = np.flatnonzero(columns.data > 0)
+    where = columns.indices[entries].astype(np.int64)
+    latent = np.repeat(np.arange(activations.shape[1]), np.diff(columns.indptr))[entries]
+    owner = np.repeat(np.arange(len(row_starts) - 1), np.diff(row_starts))[where]
+    value = columns.data[entries]
+    if not len(value):
+        return _nothing(how)
+    starts = np.ones(len(value), dtype=bool)
+    starts[1:] = (latent[1:] != latent[:-1]) | (owner[1:] != owner[:-1])
+    first = np.flatnonzero(starts)
+    highest = np.maximum.reduceat(value, first)
+    counts = np.diff(first, append=len(value))
+    kept = highest > threshold
+    if not kept.any():
+        return _nothing(how)
+    inside = np.repeat(kept, counts)
+    row, latent, highest, counts = owner[first[kept]], latent[first[kept]], highest[kept], counts[kept]
+    where, value = where[inside], value[inside]
+    begin = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    # The first entry that equals the largest of its pair.
+    equal = np.flatnonzero(value == np.repeat(highest, counts))
+    anchors = where[equal[np.searchsorted(equal, begin)]]
+    value = value.astype(np.float64)
     length = np.diff(row_starts)[row]
-    mean = np.bincount(pair, value, minlength=len(keys)) / np.maximum(length, 1)
-    square = np.bincount(pair, value * value, minlength=len(keys)) / np.maximum(length, 1)
+    mean = np.add.reduceat(value, begin) / length
+    square = np.add.reduceat(value * value, begin) / length
     places = np.ascontiguousarray(coordinates.T)
     sizes = _sizes(anchors, row_starts, places, how)
-    center = anchors[pair]
-    observed = _scores(pair, where, center, value, places, how, sizes)
+    center = np.repeat(anchors, counts)
+    observed = _scores(begin, where, center, value, places, how, sizes)
     permuted = np.full(observed.shape, np.nan)
     if len(permutations):
         moved = [
             np.concatenate([row_starts[number] + each[draw] for number, each in enumerate(permutations)])
             for draw in range(len(permutations[0]))
         ]
-        total = sum(_scores(pair, each[where], center, value, places, how, sizes) for each in moved)
+        total = sum(_scores(begin, each[where], center, value, places, how, sizes) for each in moved)
         permuted = np.asarray(total / len(moved))
     return Pairs(
         row=row,
-        latent=keys % num_latents,
+        latent=latent,
         anchor=anchors - row_starts[row],
-        highest=activations.data[order[first]].astype(np.float64),
+        highest=highest.astype(np.float64),
         length=length,
         mean=mean,
         variance=np.maximum(square - mean**2, 0.0),
@@ -180,6 +189,12 @@ def score_pairs(
     )
 
 
+def _nothing(how: Neighbourhoods) -> Pairs:
+    whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
+    wide = np.zeros((0, len(how.names)))
+    return Pairs(whole, whole, whole, real, whole, real, real, wide.astype(np.int64), wide, wide)
+
+
 def _squares(places: Floats, one: Ints, other: Ints) -> Floats:
     """Squared distances of residues; NaN where a place is unknown, which no radius holds."""
     x, y, z = (axis[one] - axis[other] for axis in places)
@@ -187,13 +202,17 @@ def _squares(places: Floats, one: Ints, other: Ints) -> Floats:
 
 
 def _scores(
-    pair: Ints, where: Ints, center: Ints, value: Floats, places: Floats, how: Neighbourhoods, sizes: Ints
+    begin: Ints, where: Ints, center: Ints, value: Floats, places: Floats, how: Neighbourhoods, sizes: Ints
 ) -> Floats:
-    """[P, S] mean of the values that lie in each neighbourhood of their pair's anchor."""
+    """[P, S] mean of the values that lie in each neighbourhood of their pair's anchor; pairs start at `begin`."""
     distance = np.abs(where - center)
-    near = (_squares(places, where, center) <= how.radius**2) & (distance > 0)
-    sets = [(distance > 0) & (distance <= how.window), near, *(near & (distance > each) for each in how.separations)]
-    sums = np.stack([np.bincount(pair[each], value[each], minlength=len(sizes)) for each in sets], axis=1)
+    others = np.where(distance > 0, value, 0.0)
+    sums = np.empty(sizes.shape)
+    sums[:, 0] = np.add.reduceat(np.where(distance <= how.window, others, 0.0), begin)
+    near = np.where(_squares(places, where, center) <= how.radius**2, others, 0.0)
+    sums[:, 1] = np.add.reduceat(near, begin)
+    for column, separation in enumerate(how.separations, start=2):
+        sums[:, column] = np.add.reduceat(np.where(distance > separation, near, 0.0), begin)
     return np.where(sizes > 0, sums / np.maximum(sizes, 1), np.nan)
 
 
@@ -207,10 +226,11 @@ def _sizes(anchors: Ints, row_starts: Ints, places: Floats, how: Neighbourhoods)
     for number in np.unique(rows):
         of = np.flatnonzero(rows == number)
         members = np.arange(row_starts[number], row_starts[number + 1])
-        one, other = different[of][:, None], members[None]
-        distance = np.abs(one - other)
-        near = (_squares(places, one, other) <= how.radius**2) & (distance > 0)
-        sizes[of, 1] = near.sum(axis=1)
+        near = _squares(places, different[of][:, None], members[None]) <= how.radius**2
+        sizes[of, 1] = near.sum(axis=1) - near[np.arange(len(of)), different[of] - members[0]]
         for column, separation in enumerate(how.separations, start=2):
-            sizes[of, column] = (near & (distance > separation)).sum(axis=1)
+            beside = different[of][:, None] + np.arange(-separation, separation + 1)
+            known = (beside >= members[0]) & (beside <= members[-1])
+            close = near[np.arange(len(of))[:, None], np.clip(beside, members[0], members[-1]) - members[0]]
+            sizes[of, column] = near.sum(axis=1) - (close & known).sum(axis=1)
     return sizes[back]
