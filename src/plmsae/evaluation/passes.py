@@ -121,7 +121,9 @@ def run_split(
         codes = [method.encode(x) for method in methods]
         activations = [method.normalised(*code) for method, code in zip(methods, codes)]
         batch = Batch(first, split.labels.batch(first, last), x, codes, activations)
-        found = [count_predictors(each, given, levels, batch.labels) for each, given in zip(activations, predictors or ())]
+        found = [
+            count_predictors(each, given, levels, batch.labels) for each, given in zip(activations, predictors or ())
+        ]
         return batch, found, observe(batch) if observe else None
 
     with Progress(title, split.labels.num_residues, "residues") as progress:
