@@ -1,5 +1,7 @@
 """Scores of binary predictions against scikit-learn, by hand, and their intervals."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,15 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from plmsae.evaluation import binary_scores
-from plmsae.evaluation.binary_scores import exact_scores, score_intervals, threshold_scores
+from plmsae.evaluation.binary_scores import Sampled, exact_scores, sampled_scores, threshold_scores
+from plmsae.evaluation.bootstrap import Interval
+
+
+def score_intervals(
+    scores: Any, targets: Any, owners: Any, *, num_resamples: int, confidence: float, seed: int
+) -> dict[str, Interval]:
+    found = sampled_scores(scores, targets, owners, num_resamples=num_resamples, seed=seed)
+    return {name: found.interval(name, confidence) for name in binary_scores.SCORES}
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,7 +87,9 @@ def test_bins_of_few_distinct_scores_are_exact_and_paired() -> None:
     second = score_intervals(3 * scores, y, owners + 7, num_resamples=100, confidence=0.9, seed=1)
     assert first == second, "neither the scale nor the numbers of the proteins matter"
     perfect = score_intervals(np.where(y, 1.0, -1.0), y, owners, num_resamples=100, confidence=0.9, seed=1)
-    assert [number for each in perfect.values() for number in (each.value, each.low, each.high)] == pytest.approx([1] * 21)
+    assert [number for each in perfect.values() for number in (each.value, each.low, each.high)] == pytest.approx(
+        [1] * 21
+    )
 
 
 def test_many_distinct_scores_share_bins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,3 +103,21 @@ def test_many_distinct_scores_share_bins(monkeypatch: pytest.MonkeyPatch) -> Non
         assert coarse[name].value == fine[name].value
         assert coarse[name].low == pytest.approx(fine[name].low, abs=2e-3)
         assert coarse[name].high == pytest.approx(fine[name].high, abs=2e-3)
+
+
+def test_differences_are_paired() -> None:
+    """The same predictor twice differs by nothing, and a little better one by less than either varies."""
+    rng = np.random.default_rng(0)
+    owners = np.repeat(np.arange(40), 10)
+    y = rng.random(400) < rng.beta(2, 3, 40)[owners]
+    scores = rng.normal(y, 1.5)
+
+    def sampled(values: Any) -> Sampled:
+        return sampled_scores(values, y, owners, num_resamples=200, seed=0)
+
+    first, second = sampled(scores), sampled(scores + 0.3 * y)
+    same = first.minus(sampled(2 * scores), "auroc", 0.95)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    gain, width = second.minus(first, "auroc", 0.95), first.interval("auroc", 0.95)
+    assert 0 < gain.low < gain.value < gain.high
+    assert gain.high - gain.low < (width.high - width.low) / 3

@@ -25,6 +25,10 @@ def table(x: NDArray[np.float64], members: NDArray[np.bool_], seed: int = 42, in
     )  # fmt: skip
 
 
+def plain_f1(y: NDArray[np.bool_], marked: NDArray[np.bool_]) -> float:
+    return float(2 * (y & marked).sum() / max(y.sum() + marked.sum(), 1))
+
+
 def test_by_hand() -> None:
     """40 proteins, the first ten of each half are the family; units that mark it, half of it, all, and nothing."""
     first = halves(40, 7)
@@ -56,7 +60,7 @@ def test_by_hand() -> None:
     assert not second["specific"].any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_numbers_are_those_of_the_steps_done_slowly(seed: int, interprot: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -74,7 +78,7 @@ def test_numbers_are_those_of_the_steps_done_slowly(seed: int, interprot: bool) 
                 order = np.lexsort((np.arange(60), -act, ~y))
                 y, act = y[order], act[order]
             act_1, act_2, y_1, y_2 = train_test_split(act, y, test_size=0.5, random_state=42)
-            f1 = [f1_score(y_1, act_1 >= t, zero_division=0) for t in THRESHOLDS]
+            f1 = [plain_f1(y_1, act_1 >= t) for t in THRESHOLDS]
             row = found.loc[(unit, f"F{family}")]
             assert row["f1_first_half"] == pytest.approx(max(f1))
             marked = act_2 >= (THRESHOLDS[int(np.argmax(f1))] if max(f1) > 0 else 0 if interprot else 2)
@@ -96,6 +100,6 @@ def test_intervals_cover_the_value_and_are_those_of_resampled_proteins() -> None
     second = np.flatnonzero(~halves(400, 1))
     marked = x[second, 0] / x.max() >= found["threshold"][0]
     draws = rng.integers(0, len(second), (500, len(second)))
-    slow = [f1_score(members[second, 0][draw], marked[draw]) for draw in draws]
+    slow = [plain_f1(members[second, 0][draw], marked[draw]) for draw in draws]
     assert low[0] < found["f1"][0] < high[0]
     assert (low[0], high[0]) == pytest.approx(tuple(np.percentile(slow, [5, 95])), abs=0.02)

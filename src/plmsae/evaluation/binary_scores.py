@@ -8,6 +8,7 @@ are resampled; the spread of what the bins give, moved to lie about the exact va
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,17 +75,40 @@ def exact_scores(scores: Floats, targets: Bools) -> dict[str, float]:
     return {name: float(value) for name, value in (ranking | threshold_scores(*counts)).items()}
 
 
-def score_intervals(
-    scores: Floats, targets: Bools, owners: NDArray[np.int64], *, num_resamples: int, confidence: float, seed: int
-) -> dict[str, Interval]:
-    """Exact scores with percentile intervals of a bootstrap over proteins.
+@dataclass(frozen=True)
+class Sampled:
+    """Scores with what they are in each resample.
+
+    Attributes:
+        values: Exact scores by the names of `SCORES`.
+        samples: [num_resamples] by the same names; NaN where a resample does not define the score.
+    """
+
+    values: dict[str, float]
+    samples: dict[str, Floats]
+
+    def interval(self, name: str, confidence: float) -> Interval:
+        """One score with its percentile interval."""
+        low, high = percentile_bounds(self.samples[name], confidence)
+        lowest = _LOWEST.get(name, 0.0)
+        return Interval(self.values[name], float(np.clip(low, lowest, 1.0)), float(np.clip(high, lowest, 1.0)))
+
+    def minus(self, other: Sampled, name: str, confidence: float) -> Interval:
+        """The difference to another predictor's score on the same examples, resampled with the same proteins."""
+        low, high = percentile_bounds(self.samples[name] - other.samples[name], confidence)
+        return Interval(self.values[name] - other.values[name], float(low), float(high))
+
+
+def sampled_scores(
+    scores: Floats, targets: Bools, owners: NDArray[np.int64], *, num_resamples: int, seed: int
+) -> Sampled:
+    """Exact scores, and those of resampled proteins.
 
     Args:
         scores: [E] finite.
         targets: [E] labels.
         owners: [E] number of the protein that each example is of.
         num_resamples: Number of resamples.
-        confidence: Coverage.
         seed: Seed; equal seeds and proteins draw the same resamples.
     """
     proteins = np.unique(owners, return_inverse=True)[1]
@@ -105,15 +129,8 @@ def score_intervals(
     exact = exact_scores(scores, targets)
     binned = statistics(sums.sum(axis=0, keepdims=True).astype(np.float64))
     samples = statistics(resampled_sums(sums, num_resamples, seed))
-    found = {}
-    for name in SCORES:
-        low, high = percentile_bounds(samples[name], confidence)
-        shift = exact[name] - float(binned[name][0])
-        lowest = _LOWEST.get(name, 0.0)
-        found[name] = Interval(
-            exact[name], float(np.clip(low + shift, lowest, 1.0)), float(np.clip(high + shift, lowest, 1.0))
-        )
-    return found
+    # What the bins blur, a little and alike in every resample, is taken off.
+    return Sampled(exact, {name: samples[name] + (exact[name] - float(binned[name][0])) for name in SCORES})
 
 
 def _bins(scores: Floats) -> tuple[NDArray[np.int64], int]:
