@@ -75,7 +75,7 @@ def test_real_tasks_at_both_levels(plm: ProteinLM, sequences: Path, store: Path,
     assert features["localisation_signals"].tolist() == [
         "sae mean", "sae max", "neurons mean", "neurons max", "letters mean", "letters max",
     ]  # fmt: skip
-    for name in ("auroc", "average_precision", "f1", "balanced_accuracy", "mcc", "auroc_gain"):
+    for name in ("auroc", "average_precision", "f1", "balanced_accuracy", "mcc", "auroc_gain", "f1_gain"):
         low, value, high = (found[column].to_numpy() for column in (f"{name}_low", name, f"{name}_high"))
         assert np.isfinite(value).all()
         assert (low <= high).all()

@@ -20,6 +20,7 @@ from plmsae.evaluation.probe_fits import Chosen, Probes, Settings
 from plmsae.saes.config import SaeConfig
 
 KINDS = ("one unit", "all units")
+LABELS = {"f1": "F1", "mcc": "Matthews correlation", "balanced_accuracy": "balanced accuracy"}
 MAX_WEIGHTS = 100
 # What the letters alone tell: for residues those around them, for proteins the composition.
 CONTROLS = {False: "window", True: "letters mean"}
@@ -83,11 +84,12 @@ def report(
     write_table(unit_table(data, found, settings, units_per_class), output / "units")
     weight_table(data, found).to_parquet(output / "weights.parquet", index=False)
     means = {
-        (each.task, each.feature, kind): _mean(each.tested[place], "auroc", how.confidence)
+        (score, each.task, each.feature, kind): _mean(each.tested[place], score, how.confidence)
+        for score in ("auroc", settings.criterion)
         for each in found
         for place, kind in enumerate(KINDS)
     }
-    draw(table, means, config.layer, output / "figures" / "probes.png")
+    draw(table, means, settings.criterion, config.layer, output / "figures" / "probes.png")
     metrics: dict[str, float | int] = {
         "num_classes": len(data.sizes),
         "num_classes_left_out": len(data.left_out),
@@ -97,10 +99,10 @@ def report(
     for split, labels in data.splits.items():
         metrics[f"num_proteins_{split}"] = int(labels.owners.max()) + 1
         metrics[f"num_residues_{split}"] = int(labels.starts[-1])
-    for (task, feature, kind), mean in means.items():
-        name = f"mean_auroc_{task}_{feature}_{kind}".replace(" ", "_")
+    for (score, task, feature, kind), mean in means.items():
+        name = f"mean_{score}_{task}_{feature}_{kind}".replace(" ", "_")
         metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"] = mean.value, mean.low, mean.high
-    return Outcome(metrics, _summary(data, table, means, metrics, config, how.confidence))
+    return Outcome(metrics, _summary(data, table, means, metrics, settings.criterion, config, how.confidence))
 
 
 def probe_table(data: ProbeData, found: Sequence[Found], settings: Settings, how: Resampling) -> pd.DataFrame:
@@ -131,13 +133,10 @@ def probe_table(data: ProbeData, found: Sequence[Found], settings: Settings, how
                 for name in SCORES:
                     interval = tested.interval(name, how.confidence)
                     row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-                gain = tested.minus(control.tested[1][number], "auroc", how.confidence)
-                row |= {
-                    "control": f"{control.feature}, {KINDS[1]}",
-                    "auroc_gain": gain.value,
-                    "auroc_gain_low": gain.low,
-                    "auroc_gain_high": gain.high,
-                }
+                row["control"] = f"{control.feature}, {KINDS[1]}"
+                for name in ("auroc", settings.criterion):
+                    gain = tested.minus(control.tested[1][number], name, how.confidence)
+                    row |= {f"{name}_gain": gain.value, f"{name}_gain_low": gain.low, f"{name}_gain_high": gain.high}
                 rows.append(row)
     table = pd.DataFrame(rows)
     table["unit"] = table["unit"].astype("Int64")
@@ -205,8 +204,9 @@ def _mean(tested: Sequence[Sampled], name: str, confidence: float) -> Interval:
 def _summary(
     data: ProbeData,
     table: pd.DataFrame,
-    means: dict[tuple[str, str, str], Interval],
+    means: dict[tuple[str, str, str, str], Interval],
     metrics: dict[str, float | int],
+    criterion: str,
     config: SaeConfig,
     confidence: float,
 ) -> str:
@@ -215,13 +215,17 @@ def _summary(
         pool = " mean" if per_protein else ""
         control = CONTROLS[per_protein]
         ours = table[(table["task"] == task) & (table["features"] == f"sae{pool}") & (table["probe"] == KINDS[0])]
-        more = int((ours["auroc_gain_low"] > 0).sum())
+        more = int((ours[f"{criterion}_gain_low"] > 0).sum())
         told = {
-            f"{word} {name}": means[task, f"{feature}{pool}", kind].text()
-            for feature, name in (("sae", "latent"), ("neurons", "neuron"))
-            for word, kind in (("one", KINDS[0]), ("all", KINDS[1]))
+            name: means[criterion, task, f"{feature}{pool}", kind].text()
+            for name, feature, kind in (
+                ("one latent", "sae", KINDS[0]),
+                ("all latents", "sae", KINDS[1]),
+                ("one neuron", "neurons", KINDS[0]),
+                ("all neurons", "neurons", KINDS[1]),
+            )
         }
-        told[f"letters ({control})"] = means[task, control, KINDS[1]].text()
+        told[f"all letters ({control})"] = means[criterion, task, control, KINDS[1]].text()
         parts.append(
             f"{task.replace('_', ' ')} ({len(classes)} class{'es' * (len(classes) > 1)}): "
             f"{', '.join(f'{name} {text}' for name, text in told.items())}; one latent tells more than the letters "
@@ -230,6 +234,6 @@ def _summary(
     return (
         f"Logistic probes on layer {config.layer}, fitted on {metrics['num_proteins_train']:,} training proteins, "
         f"chosen on {metrics['num_proteins_valid']:,} and scored on {metrics['num_proteins_test']:,} test proteins of "
-        f"other homology clusters. Mean AUROC over classes: {'; '.join(parts)}. {metrics['num_classes_left_out']} "
-        f"classes have too few examples. Brackets: {confidence:.0%} bootstrap intervals over proteins."
+        f"other homology clusters. Mean {LABELS[criterion]} over classes: {'; '.join(parts)}. "
+        f"{metrics['num_classes_left_out']} classes have too few examples. Brackets: {confidence:.0%} bootstrap intervals over proteins."
     )
