@@ -113,7 +113,7 @@ def test_every_letter_is_what_its_text_says(inputs: Inputs, found: tuple[Outcome
             assert row[f"{name}_d"] == pytest.approx(x.mean() / x.std(ddof=1), rel=1e-4)
             assert row[f"{name}_d_low"] < row[f"{name}_d"] < row[f"{name}_d_high"]
         assert row["apart_6_n"] == 0, "nothing of a helix is near and more than six residues away"
-        assert row["apart_6_p"] == 1
+        assert row["apart_6_p"] == row["apart_6_permutation_p"] == 1
     assert all(np.isfinite(value) for value in outcome.metrics.values())
     assert json.dumps(dict(outcome.metrics))
     pairs = pd.read_parquet(output / "pairs.parquet")
@@ -169,7 +169,17 @@ def _pairs(rows: list[int], latents: list[int], highest: list[float]) -> Pairs:
     ones, wide = np.ones(number), np.ones((number, 1))
     whole = np.ones(number, dtype=np.int64)
     return Pairs(
-        np.array(rows), np.array(latents), whole, np.array(highest), whole, ones, ones, wide.astype(int), wide, wide
+        np.array(rows),
+        np.array(latents),
+        whole,
+        np.array(highest),
+        whole,
+        ones,
+        ones,
+        ones,
+        wide.astype(int),
+        wide,
+        wide,
     )
 
 

@@ -54,7 +54,7 @@ def test_edges() -> None:
         one([0.1, float("nan")])
 
 
-@pytest.mark.parametrize(("length", "window"), [(4, 1), (6, 2), (7, 2)])
+@pytest.mark.parametrize(("length", "window"), [(4, 1), (6, 2), (7, 2), (8, 1)])
 def test_nulls_are_those_of_all_permutations(length: int, window: int) -> None:
     values = np.round(np.random.default_rng(length).random(length) ** 3, 2)
     values[1] = 1.0
@@ -65,6 +65,8 @@ def test_nulls_are_those_of_all_permutations(length: int, window: int) -> None:
     exact = [np.mean([each[j] for j in neighbours]) for each in itertools.permutations(values)]
     mean, variance = pairs.exact_null()
     np.testing.assert_allclose([mean[0, 0], variance[0, 0]], [np.mean(exact), np.var(exact)], rtol=1e-6)
+    third = np.mean((np.array(exact) - np.mean(exact)) ** 3)
+    np.testing.assert_allclose(pairs.exact_third()[0, 0], third, rtol=1e-5, atol=1e-12)
     others = [values[j] for j in range(length) if j != 1]
     held = []
     for each in itertools.permutations(others):
@@ -157,5 +159,5 @@ def test_a_batch_is_its_sequences(seed: int, num_rows: int) -> None:
         pieces.append(alone)
     joined = Pairs.concatenate(pieces)
     joined = joined.take(np.lexsort((joined.row, joined.latent)))
-    for name in ("row", "latent", "anchor", "sizes", "observed", "mean", "variance", "highest"):
+    for name in ("row", "latent", "anchor", "sizes", "observed", "mean", "variance", "third", "highest"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(joined, name))

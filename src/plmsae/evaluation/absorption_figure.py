@@ -32,13 +32,14 @@ def draw(
     left.set_xlabel("latents in the union, at most")
     left.set_ylabel("mean F1 of concepts")
     left.set_title(f"Union of latents; {confidence:.0%} interval")
-    left.legend(loc="lower right")
+    left.legend(loc="center right")
 
     most = int(curve["latents"].max())
     numbers = np.bincount(needed, minlength=most + 1)[1:]
     middle.bar(np.arange(1, most + 1), numbers, color=COLORS[0])
     middle.set_xlabel("latents needed")
     middle.set_ylabel("concepts")
+    middle.set_xticks(range(1, most + 1))
     middle.set_title("Splitting")
     middle.grid(axis="x", visible=False)
 

@@ -24,11 +24,14 @@ def draw(table: pd.DataFrame, alpha: float, layer: int, path: Path) -> None:
     panels = ["structure", *apart[-1:]]
     figure, axes = new_figure(1, len(panels), panel=(4.8, 4.2), title=f"Clustering of latents, layer {layer}")
     for axis, name in zip(axes, panels, strict=True):
-        significant = (table[f"{name}_p_corrected"] < alpha).to_numpy()
+        above = (table[f"{name}_d"] > 0).to_numpy()
+        significant = (table[f"{name}_p_corrected"] < alpha).to_numpy() & above
+        clustered = (table[f"{name}_permutation_p_corrected"] < alpha).to_numpy() & above
         only = table["structural_only"].to_numpy(dtype=bool)
         groups = (
-            (~significant & ~only, GREY, "not beyond the null"),
-            (significant & ~only, COLORS[0], f"corrected p < {alpha:g}"),
+            (~significant & ~clustered & ~only, GREY, "not above the null"),
+            (significant & ~clustered & ~only, COLORS[5], "t test"),
+            (clustered & ~only, COLORS[0], "permutation test"),
             (only, COLORS[1], "structural only"),
         )
         for which, color, label in groups:
@@ -51,5 +54,5 @@ def draw(table: pd.DataFrame, alpha: float, layer: int, path: Path) -> None:
         axis.set_ylabel("Cohen's d in structure")
         distance = name.removeprefix("apart_")
         axis.set_title("All neighbours in structure" if name == "structure" else f"More than {distance} residues apart")
-        axis.legend(loc="upper left")
+        axis.legend(loc="upper left", title=f"above the null, corrected p < {alpha:g}", title_fontsize=8)
     save_figure(figure, path)

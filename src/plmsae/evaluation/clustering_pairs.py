@@ -11,6 +11,7 @@ Null. Permuting all L activations over the residues (the published null) makes a
 drawn without replacement, so that its mean and variance are known without drawing:
 
     E = mean(a),   Var = sigma^2 / m (L - m) / (L - 1),   sigma^2 = mean(a^2) - mean(a)^2   (finite population)
+    third central moment = mu_3 / m^2 (L - m) (L - 2 m) / ((L - 1) (L - 2)),   mu_3 = mean((a - mean(a))^3)
 
 The average of r permutations has the same mean and Var / r. `held_out` permutes all but the anchor: the same with the
 L - 1 other activations. That is the null under which the anchor is the largest, as it is by choice.
@@ -65,6 +66,7 @@ class Pairs:
         length: [P] residues of the sequence.
         mean: [P] mean activation over all residues.
         variance: [P] its finite-population variance.
+        third: [P] its finite-population third central moment.
         sizes: [P, S] neighbours; 0 where there are none, or the anchor has no coordinates.
         observed: [P, S] mean activation of the neighbours; NaN without any.
         permuted: [P, S] the same averaged over random permutations of all activations; NaN if none were drawn.
@@ -77,6 +79,7 @@ class Pairs:
     length: Ints
     mean: Floats
     variance: Floats
+    third: Floats
     sizes: Ints
     observed: Floats
     permuted: Floats
@@ -96,6 +99,13 @@ class Pairs:
     def exact_null(self) -> tuple[Floats, Floats]:
         """Mean and variance [P, S] of a score under one permutation of all activations."""
         return _moments(self.mean, self.variance, self.length, self.sizes)
+
+    def exact_third(self) -> Floats:
+        """Third central moment [P, S] of a score under one permutation of all activations."""
+        m, n = self.sizes.astype(np.float64), self.length.astype(np.float64)[:, None]
+        some = (m > 0) & (n >= m)
+        below = np.maximum(m, 1) ** 2 * np.maximum((n - 1) * (n - 2), 1)
+        return np.where(some, self.third[:, None] * (n - m) * (n - 2 * m) / below * (n > 2), np.nan)
 
     def held_out_null(self) -> tuple[Floats, Floats]:
         """Mean and variance [P, S] of a score under one permutation of all activations but the anchor's."""
@@ -163,6 +173,7 @@ def score_pairs(
     length = np.diff(row_starts)[row]
     mean = np.add.reduceat(value, begin) / length
     square = np.add.reduceat(value * value, begin) / length
+    cube = np.add.reduceat(value**3, begin) / length
     places = np.ascontiguousarray(coordinates.T)
     sizes = _sizes(anchors, row_starts, places, how)
     center = np.repeat(anchors, counts)
@@ -183,6 +194,7 @@ def score_pairs(
         length=length,
         mean=mean,
         variance=np.maximum(square - mean**2, 0.0),
+        third=cube - 3 * mean * square + 2 * mean**3,
         sizes=sizes,
         observed=observed,
         permuted=permuted,
@@ -192,7 +204,7 @@ def score_pairs(
 def _nothing(how: Neighbourhoods) -> Pairs:
     whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
     wide = np.zeros((0, len(how.names)))
-    return Pairs(whole, whole, whole, real, whole, real, real, wide.astype(np.int64), wide, wide)
+    return Pairs(whole, whole, whole, real, whole, real, real, real, wide.astype(np.int64), wide, wide)
 
 
 def _squares(places: Floats, one: Ints, other: Ints) -> Floats:

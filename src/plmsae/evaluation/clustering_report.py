@@ -11,7 +11,7 @@ import pandas as pd
 from plmsae.evaluation.clustering_figure import draw
 from plmsae.evaluation.clustering_pairs import Floats, Ints, Neighbourhoods, Pairs
 from plmsae.evaluation.clustering_sample import Sampled
-from plmsae.evaluation.clustering_tests import corrected, effect_intervals, structural_only, t_test
+from plmsae.evaluation.clustering_tests import corrected, effect_intervals, permutation_p, structural_only, t_test
 from plmsae.evaluation.concept_report import write_table
 from plmsae.evaluation.inputs import Outcome
 from plmsae.saes.config import SaeConfig
@@ -69,10 +69,13 @@ def report(
         for prefix in ("", "held_out_"):
             found = (table[f"{name}_{prefix}p_corrected"] < alpha) & (table[f"{name}_{prefix}d"] > 0)
             metrics[f"num_{name}_{prefix}clustered"] = int(found.sum())
+        metrics[f"num_{name}_permutation_clustered"] = int((table[f"{name}_permutation_p_corrected"] < alpha).sum())
         effects = table[f"{name}_d"].dropna()
         if len(effects):
             metrics[f"median_{name}_d"] = float(effects.median())
     metrics["num_structural_only_published"] = int(table["structural_only_published"].sum())
+    clustered = table["structural_only_published"] & (table["structure_d"] > 0)
+    metrics["num_structural_only_published_above_null"] = int(clustered.sum())
     metrics["num_structural_only"] = int(table["structural_only"].sum())
     return Outcome(metrics, _summary(metrics, how, config, splits, threshold, min_proteins, num_permutations, alpha))
 
@@ -108,6 +111,7 @@ def latent_table(
     """
     num = len(latents)
     exact, variance = pairs.exact_null()
+    third = pairs.exact_third()
     held_out, _ = pairs.held_out_null()
     published = pairs.observed - (pairs.permuted if permuted else exact)
     conditional = pairs.observed - held_out
@@ -129,8 +133,9 @@ def latent_table(
             f"{name}_d": test.d,
             f"{name}_d_low": low[:, place],
             f"{name}_d_high": high[:, place],
-            f"{name}_z": _z(pairs.observed[:, place] - exact[:, place], variance[:, place], groups, num),
         }
+        p = permutation_p(pairs.observed[:, place] - exact[:, place], variance[:, place], third[:, place], groups, num)
+        columns |= {f"{name}_permutation_p": p, f"{name}_permutation_p_corrected": corrected(p, num)}
         test = t_test(conditional[:, place], groups, num)
         columns |= {
             f"{name}_held_out_t": test.t,
@@ -164,14 +169,6 @@ def _means(values: Floats, groups: Ints, num: int) -> Floats:
     count = np.bincount(groups[some], minlength=num)
     total = np.bincount(groups[some], values[some], minlength=num)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _z(differences: Floats, variances: Floats, groups: Ints, num: int) -> Floats:
-    """Sum of score - null over the root of the summed null variances: the permutation test's own standard score."""
-    some = ~np.isnan(differences)
-    total = np.bincount(groups[some], differences[some], minlength=num)
-    variance = np.bincount(groups[some], variances[some], minlength=num)
-    return np.where(variance > 0, total / np.sqrt(np.where(variance > 0, variance, 1.0)), np.nan)
 
 
 def _pair_table(pairs: Pairs, proteins: pd.DataFrame, how: Neighbourhoods) -> pd.DataFrame:
@@ -221,7 +218,10 @@ def _summary(
         f"{metrics.get('median_sequence_d', float('nan')):.2f}) and {metrics['num_structure_clustered']} in structure "
         f"(within {how.radius:g} Å; median d {metrics.get('median_structure_d', float('nan')):.2f}); of structural "
         f"neighbours more than {how.separations[-1]} residues away, "
-        f"{metrics[f'num_{how.names[-1]}_clustered']}. Structural only: {metrics['num_structural_only_published']} by "
-        f"the published rule, which counts a large sequential p as no effect; {metrics['num_structural_only']} by a "
-        "test of both halves."
+        f"{metrics[f'num_{how.names[-1]}_clustered']}. By the permutation test itself these are "
+        f"{metrics['num_sequence_permutation_clustered']}, {metrics['num_structure_permutation_clustered']} and "
+        f"{metrics[f'num_{how.names[-1]}_permutation_clustered']}. Structural only: "
+        f"{metrics['num_structural_only_published']} by the published rule, which counts a large sequential p as no "
+        f"effect ({metrics['num_structural_only_published_above_null']} of them above their null); "
+        f"{metrics['num_structural_only']} by a test of both halves."
     )
