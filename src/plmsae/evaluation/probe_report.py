@@ -235,5 +235,6 @@ def _summary(
         f"Logistic probes on layer {config.layer}, fitted on {metrics['num_proteins_train']:,} training proteins, "
         f"chosen on {metrics['num_proteins_valid']:,} and scored on {metrics['num_proteins_test']:,} test proteins of "
         f"other homology clusters. Mean {LABELS[criterion]} over classes: {'; '.join(parts)}. "
-        f"{metrics['num_classes_left_out']} classes have too few examples. Brackets: {confidence:.0%} bootstrap intervals over proteins."
+        f"{metrics['num_classes_left_out']} classes have too few examples. Brackets: {confidence:.0%} bootstrap "
+        "intervals over proteins."
     )
