@@ -89,9 +89,11 @@ def main() -> None:
         drawn = loop(values, places[protein], 500, rng)
         mean, variance = found[protein].take(np.array([pair])).exact_null()
         z.append((drawn[2] - mean[0, 0]) / np.sqrt(variance[0, 0] / 500))
-    print(f"{len(chosen)} pairs: scores equal (rtol 1e-9); 500 permutations of 60 pairs lie {np.abs(z).max():.1f} "
-          "standard errors or less from the exact null")  # fmt: skip
-    print(f"{num_pairs} pairs of {args.proteins} proteins and {args.latents} latents; microseconds of CPU per pair")
+    print("# Clustering statistics\n")
+    print(f"{args.proteins} random chains, {args.latents:,} latents, {num_pairs:,} pairs of protein and latent above "
+          f"{THRESHOLD}; microseconds of CPU per pair, one thread.\n")  # fmt: skip
+    print(f"Checked before: scores of {len(chosen):,} pairs equal (rtol 1e-9); the averages of 500 permutations of "
+          f"{len(z)} pairs lie within {np.abs(z).max():.1f} standard errors of the exact null.\n")  # fmt: skip
     print("| round | loop, 5 permutations | ours, exact null | ours, 5 permutations | loop / exact | loop / five |")
     print("|---|---|---|---|---|---|")
     for number in range(args.rounds):
@@ -107,6 +109,8 @@ def main() -> None:
         drawn_time = (time.process_time() - start) / num_pairs
         print(f"| {number + 1} | {1e6 * slow:.1f} | {1e6 * exact:.3f} | {1e6 * drawn_time:.3f} | "
               f"{slow / exact:.0f} | {slow / drawn_time:.0f} |")  # fmt: skip
+    print("\nThe loop makes two neighbourhoods, ours four, and the third moment of the null. A numba prototype on dense "
+          "activations took 1.5 us per pair for two; this reads the sparse codes with numpy alone.")  # fmt: skip
 
 
 if __name__ == "__main__":
