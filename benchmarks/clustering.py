@@ -109,8 +109,8 @@ def main() -> None:
         drawn_time = (time.process_time() - start) / num_pairs
         print(f"| {number + 1} | {1e6 * slow:.1f} | {1e6 * exact:.3f} | {1e6 * drawn_time:.3f} | "
               f"{slow / exact:.0f} | {slow / drawn_time:.0f} |")  # fmt: skip
-    print("\nThe loop makes two neighbourhoods, ours four, and the third moment of the null. A numba prototype on dense "
-          "activations took 1.5 us per pair for two; this reads the sparse codes with numpy alone.")  # fmt: skip
+    print("\nThe loop makes two neighbourhoods, ours four, and the third moment of the null. A numba prototype on "
+          "dense activations took 1.5 us per pair for two; this reads the sparse codes with numpy alone.")  # fmt: skip
 
 
 if __name__ == "__main__":
