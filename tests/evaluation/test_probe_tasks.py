@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from plmsae.errors import UserError
 from plmsae.evaluation.probe_tasks import INTERPROT_CLASSES, Task, make_tasks, task_names
+from plmsae.proteins.structure_tables import STRUCTURES_FILE, STRUCTURES_SCHEMA
 
 PROTEINS = pd.DataFrame(
     [
@@ -36,7 +39,7 @@ RESIDUES = {"P1": slice(0, 10), "P2": slice(10, 15), "P3": slice(15, 20), "P3b":
 
 
 def task(name: str) -> Task:
-    return make_tasks([name], ANNOTATIONS, PROTEINS, None, "negative")[0]
+    return make_tasks([name], ANNOTATIONS, PROTEINS, None, "negative", Path())[0]
 
 
 def test_secondary_structure() -> None:
@@ -85,7 +88,7 @@ def test_interprot_knows_the_proteins_that_have_the_class() -> None:
 
 def labelled(tmp_path: Path, text: str, unlisted: str = "negative") -> Task:
     (tmp_path / "x.csv").write_text(text)
-    return make_tasks([], ANNOTATIONS, PROTEINS, tmp_path / "x.csv", unlisted)[0]
+    return make_tasks([], ANNOTATIONS, PROTEINS, tmp_path / "x.csv", unlisted, tmp_path)[0]
 
 
 def test_a_label_table_of_residues(tmp_path: Path) -> None:
@@ -106,12 +109,33 @@ def test_a_label_table_of_proteins(tmp_path: Path) -> None:
     assert known.all(axis=1).tolist() == [True, False, True, True]
 
 
+def test_structures_say_where_helices_are_and_what_is_known(tmp_path: Path) -> None:
+    """P1 has an ideal helix (1.5 Å rise, 100 degrees, 2.3 Å radius) on residues 2..9; residue 1 has no coordinates."""
+    turn = np.radians(100) * np.arange(9)
+    ca = np.stack([2.3 * np.cos(turn), 2.3 * np.sin(turn), 1.5 * np.arange(9)], axis=1)
+    columns = {
+        "accession": ["P1"] * 9, "structure": ["x"] * 9, "chain": ["A"] * 9, "position": list(range(1, 10)),
+        "residue": ["A"] * 9, "same_residue": [True] * 9, "x": ca[:, 0], "y": ca[:, 1], "z": ca[:, 2],
+        "b_factor": [0.0] * 9,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="no structures"):
+        make_tasks(["structure"], ANNOTATIONS, PROTEINS, None, "negative", tmp_path)
+    pq.write_table(pa.table(columns, schema=STRUCTURES_SCHEMA), tmp_path / STRUCTURES_FILE)
+    found = make_tasks(["structure"], ANNOTATIONS, PROTEINS, None, "negative", tmp_path)[0]
+    targets, known = found.labels(PROTEINS)
+    assert found.classes == ("Helix", "Strand")
+    assert np.flatnonzero(known[:, 0]).tolist() == np.flatnonzero(known[:, 1]).tolist() == list(range(1, 10))
+    # Measures look three residues ahead: the last two residues have too few for a helix of their own.
+    assert np.flatnonzero(targets[:, 0]).tolist() == list(range(2, 9))
+    assert not targets[:, 1].any()
+
+
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     assert "topology" in task_names()
     with pytest.raises(UserError, match="unknown task 'topolgy'") as error:
-        make_tasks(["topolgy"], ANNOTATIONS, PROTEINS, None, "negative")
+        make_tasks(["topolgy"], ANNOTATIONS, PROTEINS, None, "negative", tmp_path)
     assert error.value.fix == "did you mean 'topology'?"
     with pytest.raises(UserError, match="no task"):
-        make_tasks([], ANNOTATIONS, PROTEINS, None, "negative")
+        make_tasks([], ANNOTATIONS, PROTEINS, None, "negative", tmp_path)
     with pytest.raises(UserError, match="unlisted 'positive'"):
         labelled(tmp_path, "accession,label\nP1,a\n", "positive")

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from plmsae.errors import UserError, did_you_mean
 from plmsae.evaluation.label_tables import read_label_table
 from plmsae.evaluation.labels import Ints, concepts_of
+from plmsae.proteins.coordinates import read_coordinates
 from plmsae.proteins.feature_types import PAIR_TYPES
+from plmsae.proteins.secondary_structure import assign_secondary_structure
 
 Bools = NDArray[np.bool_]
 UNLISTED = ("negative", "unknown")
+STRUCTURE = "structure"
 
 # Annotation type -> classes that InterProt probes (`oned_probe/annotations.py`); a class counts where its name is
 # part of the note, and none stands for every annotation of the type.
@@ -214,6 +217,46 @@ def table_task(path: Path, sequences: pd.DataFrame, unlisted: str) -> Task:
     return Task("labels", table.protein_level, table.labels, spans[spans["class"] >= 0], known)
 
 
+def structure_task(folder: Path, sequences: pd.DataFrame) -> Task:
+    """Helices and strands of the structures that `ingest` placed, known where there are coordinates.
+
+    Args:
+        folder: Output folder of `ingest`.
+        sequences: Rows of `sequences.parquet`.
+
+    Raises:
+        UserError: `ingest` was run without structures.
+    """
+    positives, known = [], []
+    for accession, offset, ca in zip(
+        sequences["accession"], sequences["offset"], read_coordinates(folder, sequences), strict=True
+    ):
+        if ca is None:
+            continue
+        there = np.flatnonzero(np.isfinite(ca).all(axis=1))
+        letters = assign_secondary_structure(ca[there], there.astype(np.int64))
+        for number, letter in enumerate("HE"):
+            positives += [(accession, offset + a, offset + b, number) for a, b in _stretches(there[letters == letter])]
+        known += [(accession, offset + a, offset + b, -1) for a, b in _stretches(there)]
+    columns = ["accession", "start", "end", "class"]
+    return Task(
+        STRUCTURE,
+        False,
+        ("Helix", "Strand"),
+        pd.DataFrame(positives, columns=columns),
+        pd.DataFrame(known, columns=columns),
+    )
+
+
+def _stretches(places: Ints) -> list[tuple[int, int]]:
+    """Ascending places as half-open stretches."""
+    if len(places) == 0:
+        return []
+    breaks = np.flatnonzero(np.diff(places) != 1)
+    first, last = np.append(places[0], places[breaks + 1]), np.append(places[breaks], places[-1]) + 1
+    return list(zip(first.tolist(), last.tolist()))
+
+
 _TASKS: dict[str, Callable[[pd.DataFrame], Task]] = {
     "secondary_structure": lambda a: annotation_task(
         "secondary_structure", a, ("Helix", "Beta strand", "Turn"), specific=False
@@ -231,27 +274,45 @@ _TASKS: dict[str, Callable[[pd.DataFrame], Task]] = {
 
 
 def task_names() -> tuple[str, ...]:
-    """Tasks that annotations answer."""
-    return tuple(_TASKS)
+    """Tasks that need no table of the user: of annotations, and of structures."""
+    return (*_TASKS, STRUCTURE)
 
 
 def make_tasks(
-    names: Sequence[str], annotations: pd.DataFrame, sequences: pd.DataFrame, labels: Path | None, unlisted: str
+    names: Sequence[str],
+    annotations: pd.DataFrame,
+    sequences: pd.DataFrame,
+    labels: Path | None,
+    unlisted: str,
+    folder: Path,
 ) -> list[Task]:
     """Tasks by name, and the one of a label table if there is one.
 
+    Args:
+        names: Some of `task_names`.
+        annotations: All annotations.
+        sequences: Rows of `sequences.parquet`.
+        labels: A user's table, or None.
+        unlisted: See `table_task`.
+        folder: Output folder of `ingest`, for structures.
+
     Raises:
-        UserError: There is no such task, or none is asked for.
+        UserError: There is no such task, none is asked for, or there are no structures for it.
         DataError: A row of the label table is wrong.
     """
     for name in names:
-        if name not in _TASKS:
-            raise UserError(f"unknown task '{name}'", where="tasks", fix=did_you_mean(name, _TASKS))
+        if name not in task_names():
+            raise UserError(f"unknown task '{name}'", where="tasks", fix=did_you_mean(name, task_names()))
     if unlisted not in UNLISTED:
         raise UserError(f"unlisted '{unlisted}'", where="unlisted", fix=did_you_mean(unlisted, UNLISTED))
-    tasks = [_TASKS[name](annotations) for name in dict.fromkeys(names)]
+    tasks = [
+        structure_task(folder, sequences) if name == STRUCTURE else _TASKS[name](annotations)
+        for name in dict.fromkeys(names)
+    ]
     if labels is not None:
         tasks.append(table_task(labels, sequences, unlisted))
     if not tasks:
-        raise UserError("no task is asked for", where="tasks", fix=f"name some of {', '.join(_TASKS)}, or give labels")
+        raise UserError(
+            "no task is asked for", where="tasks", fix=f"name some of {', '.join(task_names())}, or give labels"
+        )
     return tasks

@@ -64,7 +64,7 @@ def evaluate(
     Args:
         inputs: Proteins, annotations, SAE and model.
         output: Folder that gets `probes`, `units` (Parquet and CSV), `weights.parquet`, `left_out.csv`, the figure.
-        tasks: Tasks of annotations (`probe_tasks.task_names`).
+        tasks: Tasks by name (`probe_tasks.task_names`).
         labels: A user's table of labels, one more task; None for none.
         unlisted: What residues of listed proteins are that the table does not list: `negative` or `unknown`.
         max_proteins: A seeded subset of this many proteins per split; None for all.
@@ -89,7 +89,8 @@ def evaluate(
         UserError: An unknown task.
         DataError: A wrong row of the label table, or an empty split.
     """
-    asked = make_tasks(tasks, inputs.annotations(), read_sequences(inputs.sequences), labels, unlisted)
+    sequences = read_sequences(inputs.sequences)
+    asked = make_tasks(tasks, inputs.annotations(), sequences, labels, unlisted, inputs.sequences)
     data = load_tasks(
         inputs,
         asked,
