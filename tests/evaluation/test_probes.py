@@ -95,6 +95,28 @@ def test_real_tasks_at_both_levels(plm: ProteinLM, sequences: Path, store: Path,
     assert again.summary == outcome.summary
 
 
+def test_labels_of_proteins_that_exclude_each_other_have_an_accuracy(
+    plm: ProteinLM, sequences: Path, store: Path, tmp_path: Path
+) -> None:
+    """Rich or poor in lysine: the composition tells."""
+    table = read_sequences(sequences)
+    share = table["sequence"].str.count("K") / table["length"]
+    rows = [
+        f"{accession},{'rich' if k > share.median() else 'poor'}" for accession, k in zip(table["accession"], share)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["accession,label", *rows]))
+    outcome, found = run(
+        inputs_of(plm, sequences, store, random_sae(plm, store)), tmp_path / "out",
+        tasks=[], labels=tmp_path / "labels.csv", max_proteins=None, strengths=[1.0],
+    )  # fmt: skip
+    accuracy = pd.read_csv(tmp_path / "out" / "accuracy.csv").set_index("features")
+    assert accuracy["num_examples"].unique().tolist() == [(table["split"] == "test").sum()]
+    assert accuracy.loc["letters mean", "low"] > accuracy.loc["letters mean", "most_frequent"]
+    assert outcome.metrics["accuracy_labels_letters_mean"] == pytest.approx(accuracy.loc["letters mean", "accuracy"])
+    best = found[(found["features"] == "letters mean") & (found["probe"] == "one unit")]
+    assert best["unit_name"].unique().tolist() == ["letter K"]
+
+
 def test_nothing_to_probe_is_said(plm: ProteinLM, sequences: Path, store: Path, tmp_path: Path) -> None:
     inputs = inputs_of(plm, sequences, store, random_sae(plm, store))
     outcome, found = run(inputs, tmp_path / "out", min_positives=10**6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Found:
         feature: Name of the feature set, e.g. `sae`, or `sae mean` where proteins are the examples.
         chosen: The chosen probes of its classes.
         tested: Per kind of probe (`KINDS`) and class.
+        accuracy: `probe_accuracy.accuracies` of the all-unit probes; None where classes do not exclude each other.
+        num_one_answer: Test examples that it is taken over.
         probes: All probes that were chosen from.
         names: Names of the units.
     """
@@ -43,6 +45,8 @@ class Found:
     feature: str
     chosen: Chosen
     tested: Sequence[Sequence[Sampled]]
+    accuracy: Mapping[str, Interval] | None
+    num_one_answer: int
     probes: Probes
     names: Sequence[str]
 
@@ -83,6 +87,8 @@ def report(
     write_table(table, output / "probes")
     write_table(unit_table(data, found, settings, units_per_class), output / "units")
     weight_table(data, found).to_parquet(output / "weights.parquet", index=False)
+    accurate = accuracy_table(found)
+    accurate.to_csv(output / "accuracy.csv", index=False, float_format="%.6g", lineterminator="\n")
     means = {
         (score, each.task, each.feature, kind): _mean(each.tested[place], score, how.confidence)
         for score in ("auroc", settings.criterion)
@@ -102,6 +108,9 @@ def report(
     for (score, task, feature, kind), mean in means.items():
         name = f"mean_{score}_{task}_{feature}_{kind}".replace(" ", "_")
         metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"] = mean.value, mean.low, mean.high
+    for _, row in accurate.iterrows():
+        name = f"accuracy_{row['task']}_{row['features']}".replace(" ", "_")
+        metrics |= {name: row["accuracy"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
     return Outcome(metrics, _summary(data, table, means, metrics, settings.criterion, config, how.confidence))
 
 
@@ -189,6 +198,25 @@ def weight_table(data: ProbeData, found: Sequence[Found]) -> pd.DataFrame:
                 )
             )
     return pd.concat(tables, ignore_index=True)
+
+
+def accuracy_table(found: Sequence[Found]) -> pd.DataFrame:
+    """Accuracy of the all-unit probes of tasks whose classes exclude each other, and of the most frequent class."""
+    columns = ["task", "features", "accuracy", "low", "high", "most_frequent", "num_examples"]
+    rows = [
+        (
+            each.task,
+            each.feature,
+            each.accuracy["accuracy"].value,
+            each.accuracy["accuracy"].low,
+            each.accuracy["accuracy"].high,
+            each.accuracy["most_frequent"].value,
+            each.num_one_answer,
+        )
+        for each in found
+        if each.accuracy is not None
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _mean(tested: Sequence[Sampled], name: str, confidence: float) -> Interval:

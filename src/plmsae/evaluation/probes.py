@@ -20,6 +20,7 @@ from plmsae.evaluation.concept_compare import Resampling
 from plmsae.evaluation.inputs import Inputs, Outcome
 from plmsae.evaluation.labels import Ints
 from plmsae.evaluation.one_unit_probes import Bools
+from plmsae.evaluation.probe_accuracy import accuracies, exclusive
 from plmsae.evaluation.probe_data import ProbeData, ProbeSplit, load_tasks
 from plmsae.evaluation.probe_features import POOLS, FeatureBatch, feature_batches, pooled, unit_names
 from plmsae.evaluation.probe_fits import Probes, Settings
@@ -63,7 +64,8 @@ def evaluate(
 
     Args:
         inputs: Proteins, annotations, SAE and model.
-        output: Folder that gets `probes`, `units` (Parquet and CSV), `weights.parquet`, `left_out.csv`, the figure.
+        output: Folder that gets `probes`, `units` (Parquet and CSV), `weights.parquet`, `accuracy.csv`,
+            `left_out.csv` and the figure.
         tasks: Tasks by name (`probe_tasks.task_names`).
         labels: A user's table of labels, one more task; None for none.
         unlisted: What residues of listed proteins are that the table does not list: `negative` or `unknown`.
@@ -199,8 +201,23 @@ class _Runner:
         found = []
         for (task, feature), probes in self._probes.items():
             owners = split.owners if task in self._protein_tasks else split.residue_owners
-            sampled = _sampled(scores.pop((task, feature)), split, task, owners, how)
-            found.append(Found(task, feature, chosen[task, feature], sampled, probes, names[feature.partition(" ")[0]]))
+            own, targets = scores.pop((task, feature)), split.targets[task]
+            one_answer = exclusive(targets, split.known[task])
+            accuracy = None
+            if one_answer.any():
+                accuracy = accuracies(own[1][one_answer], targets[one_answer], owners[one_answer], how)
+            found.append(
+                Found(
+                    task=task,
+                    feature=feature,
+                    chosen=chosen[task, feature],
+                    tested=_sampled(own, split, task, owners, how),
+                    accuracy=accuracy,
+                    num_one_answer=int(one_answer.sum()),
+                    probes=probes,
+                    names=names[feature.partition(" ")[0]],
+                )
+            )
         return found
 
     def _fit(self, task: str, feature: str, x: Sparse, targets: Bools, known: Bools) -> None:
