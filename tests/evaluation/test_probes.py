@@ -130,7 +130,7 @@ def examples() -> tuple[sparse.csr_matrix, NDArray[np.bool_], NDArray[np.bool_]]
     x = rng.random((400, 12)) * (rng.random((400, 12)) < 0.4)
     targets = np.stack([x[:, 3] + rng.normal(0, 0.2, 400) > 0.5, x[:, 7] - x[:, 1] > 0], axis=1)
     known = rng.random((400, 2)) < [1.1, 0.7]
-    return sparse.csr_matrix(x), targets, known
+    return sparse.csr_matrix(x * np.linspace(0.2, 5.0, 12)), targets, known  # units of different scale
 
 
 def test_the_choice_is_the_best_on_validation_among_known_examples() -> None:

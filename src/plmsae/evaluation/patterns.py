@@ -33,6 +33,7 @@ FAMILIES = ("domains", "clusters")
 VARIANTS = ("plmsae", "interprot")
 _FAMILY_TYPES = ("Domain", "DNA binding", "Repeat", "Zinc finger")
 _WORTH_AN_INTERVAL = 0.5
+_Peaks = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]
 
 
 def evaluate(
@@ -84,7 +85,7 @@ def evaluate(
         raise DataError("families need at least two proteins", fix="raise max_proteins")
     methods = [Units("sae", inputs.sae), Units("neurons", neurons(inputs))]
     tops = TopSequences(methods[0].num_units, NUM_SEQUENCES)
-    maxima: dict[str, list[Runs]] = {method.method: [] for method in methods}
+    maxima: dict[str, list[_Peaks]] = {method.method: [] for method in methods}
     for batch in unit_batches(inputs, proteins, methods, title=_TITLE, max_tokens=max_tokens, threads=threads):
         maxima["sae"].append(_peaks(tops.add(batch.activations[0], batch.starts, batch.rows)))
         maxima["neurons"].append(_peaks(Runs.of(batch.activations[1], batch.starts, batch.rows)))
@@ -117,17 +118,15 @@ def evaluate(
     return report(latents, results, len(accessions), len(names), source, variant, F1_BOUND, inputs.sae.config, output)
 
 
-def _peaks(runs: Runs) -> Runs:
-    """The runs without their entries."""
-    nothing = np.zeros(len(runs.units) + 1, dtype=np.int64)
-    return Runs(runs.units, runs.sequences, runs.highest, nothing, runs.positions[:0], runs.values[:0])
+def _peaks(runs: Runs) -> _Peaks:
+    """What is kept of all proteins: sequence, unit and largest activation of each run, 12 bytes."""
+    return runs.sequences.astype(np.int32), runs.units.astype(np.int32), runs.highest
 
 
-def _by_protein(peaks: Sequence[Runs], owners: Ints, shape: tuple[int, int]) -> Sparse:
+def _by_protein(peaks: Sequence[_Peaks], owners: Ints, shape: tuple[int, int]) -> Sparse:
     """[P, n] largest activation of each unit in each protein, over its windows."""
-    rows = owners[np.concatenate([each.sequences for each in peaks])]
-    units = np.concatenate([each.units for each in peaks])
-    values = np.concatenate([each.highest for each in peaks])
+    sequences, units, values = (np.concatenate(parts) for parts in zip(*peaks, strict=True))
+    rows = owners[sequences].astype(np.int32)
     order = np.lexsort((-values, units, rows))
     rows, units, values = rows[order], units[order], values[order]
     first = np.ones(len(rows), dtype=bool)
