@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 from plmsae.errors import UserError
 from plmsae.evaluation.activation_patterns import CLASSES
 from plmsae.evaluation.inputs import Inputs, Outcome
-from plmsae.evaluation.patterns import evaluate
+from plmsae.evaluation.patterns import _by_protein, _peaks, evaluate
 from plmsae.evaluation.residue_letters import LETTERS
+from plmsae.evaluation.top_sequences import Runs
 from plmsae.plms.base import ProteinLM
 from plmsae.proteins.tables import read_sequences
 from plmsae.saes.base import SparseAutoencoder
@@ -85,3 +87,12 @@ def test_clusters_are_families_and_wrong_names_are_refused(
     (tmp_path / "x.csv").write_text(f"accession,position,label\n{accession},1,a\n")
     with pytest.raises(UserError, match="belong to proteins"):
         run(plm, sae, sequences, store, tmp_path / "out", labels=tmp_path / "x.csv")
+
+
+def test_a_protein_is_as_strong_as_its_strongest_window() -> None:
+    """Three rows of two proteins (rows 0 and 2 are windows of protein 1), in two batches, two units."""
+    owners = np.array([1, 0, 1])
+    first = Runs.of(sparse.csr_matrix([[0.5, 0.0], [0.2, 0.1], [0.0, 0.3]]), np.array([0, 2, 3]), np.array([0, 1]))
+    second = Runs.of(sparse.csr_matrix([[0.4, 0.9]]), np.array([0, 1]), np.array([2]))
+    found = _by_protein([_peaks(first), _peaks(second)], owners, (2, 2)).toarray()
+    assert found == pytest.approx(np.array([[0.0, 0.3], [0.5, 0.9]]))
