@@ -97,6 +97,15 @@ def test_a_twin_differs_in_nothing_and_matches_wholly(found: Comparison) -> None
         share = matched.shares[kind][1]
         assert (share.value, share.low, share.high) == (1.0, 1.0, 1.0), kind
         assert matched.null[kind][1].value < 0.5, kind
+    numbers = [each.number for each in matched.by_rate]
+    assert sum(numbers) == matched.fired["of_other"].sum()
+    assert sum(number > 0 for number in numbers) > 1
+    for each in matched.by_rate:
+        assert each.number == 0 or each.shares[1].value == 1.0
+    weighted = sum(each.null_number * each.null[0].value for each in matched.by_rate)
+    assert weighted / sum(each.null_number for each in matched.by_rate) == pytest.approx(
+        matched.null["of_other"][0].value, abs=0.05
+    )
     live = matched.fired["one_to_one"]
     assert (matched.partners["one_to_one"][live] == ORDER.numpy()[live]).all()
     assert matched.cosines is not None
@@ -123,7 +132,7 @@ def test_reports(found: Comparison, tmp_path: Any) -> None:
     assert "MINUS first" in text
     assert "esm_small?permuted=0" in text
     assert "measured on the validation proteins for: other model" in text
-    assert write(found, tmp_path) == ["saes", "differences", "matches", "latents", "concepts"]
+    assert write(found, tmp_path) == ["saes", "differences", "matches", "matches_by_rate", "latents", "concepts"]
     latents = latent_tables(found)
     assert len(latents) == 256 + 20 + 64
     assert latents["match_correlation_test"].max() == pytest.approx(1.0)

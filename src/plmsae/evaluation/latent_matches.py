@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -27,8 +28,31 @@ from plmsae.evaluation.units import Units
 
 # The directions in which a match is looked for: whose latents are counted.
 KINDS = ("of_other", "of_first", "one_to_one")
+# Latents that fire often match in dictionaries that share nothing: shares are also given by the share of residues.
+RATES = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
 # Of the dictionary as it is and of the permuted one: kind -> sums.
 MatchSums = list[dict[str, PairSums]]
+
+
+@dataclass(frozen=True)
+class RateClass:
+    """Latents of the other SAE that fire on more than `low` and at most `high` of the validation residues.
+
+    Attributes:
+        low: See above.
+        high: See above.
+        number: Latents.
+        shares: Share of them whose match reaches each threshold on test.
+        null_number: Latents of the permuted dictionary that fire so often.
+        null: Their shares.
+    """
+
+    low: float
+    high: float
+    number: int
+    shares: list[Interval]
+    null_number: int
+    null: list[Interval]
 
 
 @dataclass(frozen=True)
@@ -41,6 +65,7 @@ class Matched:
             `of_other`: the other SAE's latents, best match in the first; `of_first` the other way round; `one_to_one`
             the other SAE's latents in the assignment.
         null: The same for the other SAE's permuted dictionary.
+        by_rate: `of_other` by how often latents fire.
         partners: Kind -> match of every latent, `NO_PARTNER` for none.
         correlations: Kind -> its r on validation and on test; NaN for none.
         fired: Kind -> latents that count.
@@ -53,6 +78,7 @@ class Matched:
     thresholds: Sequence[float]
     shares: dict[str, list[Interval]]
     null: dict[str, list[Interval]]
+    by_rate: list[RateClass]
     partners: dict[str, Ints]
     correlations: dict[str, tuple[Floats, Floats]]
     fired: dict[str, NDArray[np.bool_]]
@@ -78,6 +104,7 @@ class Matcher:
         self._pairs: list[dict[str, tuple[Ints, Ints]]] = []
         self._valid: list[dict[str, Floats]] = []
         self._fired: list[dict[str, NDArray[np.bool_]]] = []
+        self._rates: list[Floats] = []
         self._sums: list[dict[str, list[PairSums]]] = [{kind: [] for kind in KINDS} for _ in range(2)]
 
     def permuted(self, x: Tensor) -> Sparse:
@@ -93,7 +120,9 @@ class Matcher:
         """Choose the matches; the sums over all pairs are given back to memory."""
         for found in self._found:
             r = found.result()
-            first, other = found.fired()
+            rates = found.rates()
+            first, other = rates[0] > 0, rates[1] > 0
+            self._rates.append(rates[1])
             assigned = one_to_one(r.T[other][:, first])
             live, partners = np.flatnonzero(first), np.full(len(other), NO_PARTNER, dtype=np.int64)
             partners[np.flatnonzero(other)] = np.where(assigned == NO_PARTNER, NO_PARTNER, live[assigned])
@@ -128,6 +157,7 @@ class Matcher:
     def result(self, thresholds: Sequence[float], how: Resampling) -> Matched:
         """The shares of matched latents, from the test proteins."""
         shares: list[dict[str, list[Interval]]] = []
+        classes: list[list[tuple[int, list[Interval]]]] = []
         partners, correlations = {}, {}
         for place, sums in enumerate(self._sums):
             shares.append({})
@@ -143,16 +173,40 @@ class Matcher:
                     of_ours=kind == "of_first",
                     never=alone,
                 )
+                if kind == "of_other":
+                    rates = self._rates[place]
+                    inside = [(rates > low) & (rates <= high) for low, high in pairwise(RATES)]
+                    classes.append(
+                        [
+                            (
+                                int(which.sum()),
+                                total.shares(
+                                    which,
+                                    list(thresholds),
+                                    num_resamples=how.num_resamples,
+                                    confidence=how.confidence,
+                                    seed=how.seed,
+                                    of_ours=False,
+                                ),
+                            )
+                            for which in inside
+                        ]
+                    )
                 if place == 0:
                     chosen = self._pairs[0][kind][1 if kind == "of_first" else 0]
                     partners[kind] = np.where(alone, NO_PARTNER, chosen)
                     test = np.where(alone, np.nan, total.correlations())
                     correlations[kind] = (self._valid[0][kind], test)
         cosines, cosine_shares, cosine_null = self._cosines(thresholds)
+        by_rate = [
+            RateClass(low, high, *real, *null)
+            for (low, high), real, null in zip(pairwise(RATES), *classes, strict=True)
+        ]
         return Matched(
             list(thresholds),
             shares[0],
             shares[1],
+            by_rate,
             partners,
             correlations,
             self._fired[0],

@@ -67,7 +67,8 @@ class Correlation:
 
     def __init__(self, num_ours: int, num_theirs: int) -> None:
         self._products = np.zeros((num_ours, num_theirs))
-        self._ours, self._theirs = np.zeros((2, num_ours)), np.zeros((2, num_theirs))
+        # Sums, squares and residues on which a latent fires.
+        self._ours, self._theirs = np.zeros((3, num_ours)), np.zeros((3, num_theirs))
         self._rows = 0
 
     def add(self, ours: Sparse, theirs: Sparse) -> None:
@@ -79,11 +80,12 @@ class Correlation:
         for total, part in ((self._ours, left), (self._theirs, right)):
             total[0] += np.asarray(part.sum(axis=0))[0]
             total[1] += np.asarray(part.multiply(part).sum(axis=0))[0]
+            total[2] += np.asarray((part > 0).sum(axis=0))[0]
         self._rows += ours.shape[0]
 
-    def fired(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """[n] and [m] latents that fired at all."""
-        return self._ours[1] > 0, self._theirs[1] > 0
+    def rates(self) -> tuple[Floats, Floats]:
+        """[n] and [m] share of residues on which each latent fired."""
+        return self._ours[2] / max(self._rows, 1), self._theirs[2] / max(self._rows, 1)
 
     def result(self) -> NDArray[np.float32]:
         """r [n, m]."""

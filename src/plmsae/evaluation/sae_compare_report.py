@@ -65,7 +65,20 @@ def _match(matched: Matched) -> dict[str, Any]:
         if matched.cosine_shares is not None and matched.cosine_null is not None:
             row |= {"cosine": matched.cosine_shares[place], "cosine_null": matched.cosine_null[place]}
         shares.append(row)
-    return {f"num_latents_{kind}": int(matched.fired[kind].sum()) for kind in KINDS} | {"shares": shares}
+    by_rate: list[dict[str, Any]] = [
+        {
+            "above": each.low,
+            "up_to": each.high,
+            "num_latents": each.number,
+            "num_latents_null": each.null_number,
+            "threshold": threshold,
+            **_flat({"of_other": each.shares[place], "of_other_null": each.null[place]}),
+        }
+        for each in matched.by_rate
+        for place, threshold in enumerate(matched.thresholds)
+    ]
+    numbers = {f"num_latents_{kind}": int(matched.fired[kind].sum()) for kind in KINDS}
+    return {**numbers, "shares": shares, "by_rate": by_rate}
 
 
 def latent_tables(found: Comparison) -> pd.DataFrame:
@@ -105,6 +118,13 @@ def write(found: Comparison, output: Path) -> list[str]:
         "saes": pd.DataFrame(mapping["saes"]),
         "differences": pd.DataFrame(mapping["differences"]),
         "matches": pd.DataFrame(matches),
+        "matches_by_rate": pd.DataFrame(
+            [
+                {"name": each["name"], "with": each["with"], **row}
+                for each in mapping["matches"]
+                for row in each["by_rate"]
+            ]
+        ),
         "latents": latent_tables(found),
         "concepts": concept_table(found),
     }
@@ -140,6 +160,15 @@ def lines(found: Comparison, confidence: float) -> list[str]:
                 if matched.cosine_shares is not None and matched.cosine_null is not None:
                     atoms = f"{matched.cosine_shares[place]:.2f} ({matched.cosine_null[place]:.2f})"
                 rows.append([member.name, f"{threshold:g}", *cells, atoms])
+        text += ["", *_aligned(rows)]
+        rows = [["ITS LATENTS THAT FIRE ON", "residues", *(f">= {each:g}" for each in found.matched[0].thresholds)]]
+        for member, matched in zip(found.members[1:], found.matched, strict=True):
+            for each in matched.by_rate:
+                cells = [
+                    f"{share.text(2)} of {each.number} ({null.value:.2f} of {each.null_number})"
+                    for share, null in zip(each.shares, each.null, strict=True)
+                ]
+                rows.append([member.name, f"{100 * each.low:g} to {100 * each.high:g} %", *cells])
         text += ["", *_aligned(rows), "", "In parentheses: the same for a permuted dictionary."]
     text += [
         "",
