@@ -202,6 +202,8 @@ class PairSums:
         """Share of the counted pairs whose r reaches each threshold, with bootstrap intervals over proteins.
 
         A latent that does not fire on these proteins, or in a resample, is left out there: nothing is known of it.
+        A resample has fewer different proteins, so rare latents drop out of it and shares rise: the interval has the
+        spread of the resamples, moved to lie about the estimate.
 
         Args:
             counted: [K] pairs that the share is of, as far as they fire.
@@ -227,11 +229,10 @@ class PairSums:
             r = np.where(alone[some], -np.inf, pearson(counts, *drawn))
             number += (drawn[1 if of_ours else 3] > 0).sum(axis=1)
             above += np.stack([(r >= threshold).sum(axis=1) for threshold in thresholds], axis=1)
-        low, high = percentile_bounds(above / np.maximum(number, 1)[:, None], confidence)
-        return [
-            Interval(share_above(values, fires, threshold), float(low[place]), float(high[place]))
-            for place, threshold in enumerate(thresholds)
-        ]
+        samples = above / np.maximum(number, 1)[:, None]
+        value = np.array([share_above(values, fires, threshold) for threshold in thresholds])
+        low, high = np.clip(percentile_bounds(samples + (value - samples.mean(axis=0)), confidence), 0.0, 1.0)
+        return [Interval(*map(float, each)) for each in zip(value, low, high, strict=True)]
 
 
 def _sum(parts: Sequence[Sparse]) -> Sparse:

@@ -260,7 +260,9 @@ def _quantities(
     differences: list[dict[str, Interval]] = []
     for place in range(len(members)):
         value, samples = dead[place]
-        of = {"fvu": found[f"fvu {place}"], "l0": found[f"l0 {place}"], "dead": _moved(value, samples, how.confidence)}
+        dead_share = _moved(value, samples, how.confidence)
+        dead_share = Interval(value, max(dead_share.low, 0.0), min(dead_share.high, 1.0))
+        of = {"fvu": found[f"fvu {place}"], "l0": found[f"l0 {place}"], "dead": dead_share}
         if tested:
             of["mean_f1"] = mean_interval(tested[place], how.confidence)
         values.append(of)
