@@ -21,6 +21,7 @@ VERBS = {
     "models": "list the registered SAEs",
     "pull": "copy a registered SAE with its evidence to a folder",
     "features": "active latents of every residue of your proteins",
+    "compare": "compare SAEs of any models and sizes on the same proteins",
     "export": "convert an SAE to or from the format of another library",
     "verify": "check every file of an output or SAE folder against its checksums",
     "compile": "compile a Kubeflow pipeline for your images",

@@ -65,7 +65,7 @@ from plmsae.evaluation.counts import ConceptCounter, count_rows
 from plmsae.evaluation.labels import concepts_of
 from plmsae.evaluation.residue_labels import Labels
 from plmsae.evaluation.residue_letters import letter_codes, letters_text, select_letters
-from plmsae.evaluation.scores import confirmed_pairs, score, score_counts, select
+from plmsae.evaluation.scores import confirmed_pairs, f1_of, score, select
 from plmsae.proteins.feature_types import PAIR_TYPES
 
 SEQUENCES = ("MKLHHSCAGT", "MSHCKLAV", "MHHAGT")
@@ -142,20 +142,23 @@ def test_counts_and_scores(labels: Labels, activations: sparse.csr_matrix, batch
     assert counts.true_positives[D].tolist() == [[2, 1], [2, 1], [2, 1]]
     assert counts.true_positives[A].tolist() == [[0, 2], [0, 2], [0, 1]]
     assert counts.hits[D].tolist() == [[3, 1], [3, 1], [3, 1]]
-    scores = score_counts(counts, labels.num_residues_of(), labels.num_instances_of(), RESIDUE_LEVEL)
+    totals = labels.num_residues_of(), labels.num_instances_of(), RESIDUE_LEVEL
+    f1 = f1_of(counts, *totals)
+    scores = score(counts.true_positives, counts.hits, counts.active, *(each[:, None, None] for each in totals))
     np.testing.assert_allclose(scores.precision[D], [[2 / 3, 1 / 4], [2 / 3, 1 / 3], [1, 1]])
     np.testing.assert_allclose(scores.recall[D], [[1, 1 / 3], [1, 1 / 3], [1, 1 / 3]])
-    np.testing.assert_allclose(scores.f1[D], [[4 / 5, 2 / 7], [4 / 5, 1 / 3], [1, 1 / 2]])
     np.testing.assert_allclose(scores.precision[A], [[0, 1 / 2], [0, 2 / 3], [0, 1]])
     np.testing.assert_allclose(scores.recall[A], [[0, 2 / 3], [0, 2 / 3], [0, 1 / 3]])
-    np.testing.assert_allclose(scores.f1[A], [[0, 4 / 7], [0, 2 / 3], [0, 1 / 2]])
+    for found in (f1, scores.f1):
+        np.testing.assert_allclose(found[D], [[4 / 5, 2 / 7], [4 / 5, 1 / 3], [1, 1 / 2]])
+        np.testing.assert_allclose(found[A], [[0, 4 / 7], [0, 2 / 3], [0, 1 / 2]])
 
-    selection = select(scores.f1)
+    selection = select(f1)
     assert selection.latents.tolist() == [0, 1]
     assert selection.thresholds.tolist() == [2, 1]
     np.testing.assert_allclose(selection.f1, [1, 2 / 3])
     # Above 0.5 on both "splits": D by latent 0 (1.0), A by latent 1 (2/3). D by latent 1 is exactly 0.5: not above.
-    pairs = confirmed_pairs(scores.f1, scores.f1, 0.5)
+    pairs = confirmed_pairs(f1, f1, 0.5)
     assert (pairs.num_pairs, pairs.num_latents, pairs.num_concepts) == (2, 2, 2)
 
 

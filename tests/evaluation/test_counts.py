@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from plmsae.errors import DataError
+from plmsae.evaluation import counts
 from plmsae.evaluation.counts import ConceptCounter, count_rows
 from plmsae.evaluation.residue_labels import Labels, sums_by_row
 
@@ -87,22 +88,28 @@ def slow_counts(case: Case, concept: int, latent: int, threshold: float) -> tupl
     return true_positives, hits, active
 
 
-@given(cases(), st.integers(0, 3))
+@given(cases(), st.integers(0, 3), st.sampled_from([1, 5, counts.RESIDUES_AT_ONCE]))
 @settings(max_examples=150, deadline=None)
-def test_counts_equal_the_slow_ones_whatever_the_batches(case: Case, cut: int) -> None:
+def test_counts_equal_the_slow_ones_whatever_the_batches(case: Case, cut: int, at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counts, "RESIDUES_AT_ONCE", at_once)
+        _check_counts(case, cut)
+
+
+def _check_counts(case: Case, cut: int) -> None:
     labels = case.labels()
     cut = min(cut, len(case.lengths))
     counter = ConceptCounter(NUM_CONCEPTS, NUM_LATENTS, THRESHOLDS)
     for first, last in ((0, cut), (cut, len(case.lengths))):
         if first < last:
             counter.add(case.matrix(first, last), labels.batch(first, last))
-    counts = counter.result()
+    result = counter.result()
     for concept in range(NUM_CONCEPTS):
         for place, threshold in enumerate(THRESHOLDS):
             for latent in range(NUM_LATENTS):
                 expected = slow_counts(case, concept, latent, threshold)
                 where = (concept, place, latent)
-                found = (counts.true_positives[where], counts.hits[where], counts.active[place, latent])
+                found = (result.true_positives[where], result.hits[where], result.active[place, latent])
                 assert found == expected, where
 
 

@@ -19,7 +19,7 @@ from plmsae.evaluation.polysemanticity import (
     effective_concepts,
 )
 from plmsae.evaluation.residue_labels import Labels
-from plmsae.evaluation.scores import score_counts
+from plmsae.evaluation.scores import f1_of
 
 # Six proteins of 20 residues: a helix (0-4), an SH3 domain (5-9), a kinase domain (10-14), and nothing (15-19).
 CONCEPTS = (
@@ -65,7 +65,7 @@ def confirmed(
     given, level = labels(), np.zeros(len(CONCEPTS), dtype=bool)
     counter = ConceptCounter(len(CONCEPTS), valid.shape[1], [0.0, 0.5])
     counter.add(sparse.csr_matrix(valid), given)
-    f1_valid = score_counts(counter.result(), given.num_residues_of(), given.num_instances_of(), level).f1
+    f1_valid = f1_of(counter.result(), given.num_residues_of(), given.num_instances_of(), level)
     pairs = candidates(f1_valid, np.full(len(CONCEPTS), letters), BOUNDS[0])
     marked = test[:, pairs.units] > np.array([0.0, 0.5], dtype=np.float32)[pairs.thresholds]
     owners = np.arange(NUM_PROTEINS)

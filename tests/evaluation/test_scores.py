@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plmsae.evaluation.scores import NO_LATENT, best_concepts, confirmed_pairs, score, select
+from plmsae.evaluation.counts import Counts
+from plmsae.evaluation.scores import NO_LATENT, best_concepts, confirmed_pairs, f1_of, score, select
 
 
 def test_a_concept_that_is_missed_scores_zero() -> None:
@@ -60,3 +61,16 @@ def test_best_concepts_of_each_latent() -> None:
     assert found["threshold"].tolist() == [1, 0]
     assert found["f1_valid"].tolist() == [0.9, 0.5]
     assert found["f1_test"].tolist() == [0.8, 0.3]
+
+
+def test_f1_of_counts_is_the_f1_of_precision_and_recall() -> None:
+    generator = np.random.default_rng(0)
+    active = generator.integers(0, 50, (5, 7))
+    true_positives = generator.integers(0, active + 1, (3, 5, 7)).astype(np.int32)
+    hits = np.minimum(true_positives, generator.integers(1, 9, (3, 5, 7))).astype(np.int32)
+    totals = np.array([60, 0, 80]), np.array([9, 0, 9]), np.array([True, True, False])
+    expected = score(true_positives, hits, active, *(each[:, None, None] for each in totals)).f1
+    found = f1_of(Counts(true_positives, hits, active), *totals)
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    assert np.isnan(found[1]).all()
+    assert (found[0][true_positives[0] == 0] == 0).all()

@@ -37,7 +37,7 @@ from plmsae.evaluation.polysemanticity import (
 )
 from plmsae.evaluation.reconstruction import basis, leading_errors, sparsity, squared_errors
 from plmsae.evaluation.residue_labels import Sparse, sums_by_row
-from plmsae.evaluation.scores import NO_LATENT, score_counts, select
+from plmsae.evaluation.scores import NO_LATENT, f1_of, select
 from plmsae.evaluation.units import Units
 from plmsae.plms.parallel import ordered_map
 from plmsae.saes.components import PCA
@@ -110,7 +110,7 @@ def evaluate(
         valid = run_split(inputs, data.valid, methods, thresholds, title=_TITLE, threads=threads)
         labels = data.valid.labels
         f1_valid = [
-            score_counts(each, labels.num_residues_of(), labels.num_instances_of(), data.residue_level).f1
+            f1_of(each, labels.num_residues_of(), labels.num_instances_of(), data.residue_level)
             for each in valid.counts
         ]
         del valid

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from plmsae.errors import DataError
-from plmsae.evaluation.inputs import Inputs
+from plmsae.evaluation.inputs import Proteins
 from plmsae.evaluation.labels import Concept, check_positions, concepts_of, evaluated_concepts
 from plmsae.evaluation.residue_labels import Labels
 from plmsae.plms.batching import length_sorted_batches
@@ -76,7 +76,7 @@ class ConceptData:
 
 
 def load(
-    inputs: Inputs, *, max_proteins: int | None, min_instances: int, min_proteins: int, max_tokens: int, seed: int
+    inputs: Proteins, *, max_proteins: int | None, min_instances: int, min_proteins: int, max_tokens: int, seed: int
 ) -> ConceptData:
     """Read annotations, choose concepts and build labels.
 

@@ -21,7 +21,7 @@ from plmsae.evaluation.counts import RowCounts, count_rows
 from plmsae.evaluation.inputs import Inputs, Outcome
 from plmsae.evaluation.passes import Predictors, run_split
 from plmsae.evaluation.residue_letters import letter_codes, letters_text, select_letters
-from plmsae.evaluation.scores import NO_LATENT, best_concepts, confirmed_pairs, score_counts, select
+from plmsae.evaluation.scores import NO_LATENT, best_concepts, confirmed_pairs, f1_of, select
 from plmsae.evaluation.units import Units, neurons
 
 _TITLE = "evaluate@concepts"
@@ -76,12 +76,12 @@ def evaluate(
     residues_test, instances_test = data.test.labels.num_residues_of(), data.test.labels.num_instances_of()
 
     valid = run_split(inputs, data.valid, methods, thresholds, title=_TITLE, threads=threads)
-    f1_valid = [score_counts(each, residues_valid, instances_valid, data.residue_level).f1 for each in valid.counts]
+    f1_valid = [f1_of(each, residues_valid, instances_valid, data.residue_level) for each in valid.counts]
     del valid  # counts are as large as the F1 they became
     selections = [select(f1) for f1 in f1_valid]
     predictors = [Predictors.of(selection) for selection in selections]
     test = run_split(inputs, data.test, methods, thresholds, title=_TITLE, threads=threads, predictors=predictors)
-    f1_test = [score_counts(each, residues_test, instances_test, data.residue_level).f1 for each in test.counts]
+    f1_test = [f1_of(each, residues_test, instances_test, data.residue_level) for each in test.counts]
     test.counts.clear()
 
     results = []

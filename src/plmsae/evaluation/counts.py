@@ -3,7 +3,8 @@
 Each positive activation is put into the bin of the highest threshold that it exceeds. One sparse product with the
 labels gives, per concept, bin and latent, the number of labelled residues; a reverse cumulative sum over bins turns
 that into counts above each threshold. Instances are counted by the highest bin that any of their residues reaches.
-Counts of batches add up, so that activations of a whole split never need to be in memory.
+Counts of batches add up, so that activations of a whole split never need to be in memory. The products are made for
+many batches at a time: what a product costs beyond its multiplications is adding it to the counts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy import sparse
 from plmsae.errors import DataError
 from plmsae.evaluation.residue_labels import Labels, Sparse, sums_by_row
 
+RESIDUES_AT_ONCE = 32_768
 Int32s = NDArray[np.int32]
 Integer = TypeVar("Integer", np.int32, np.int64)
 
@@ -55,6 +57,8 @@ class ConceptCounter:
         self._true_positives = np.zeros(self._shape, dtype=np.int32)
         self._hits = np.zeros(self._shape, dtype=np.int32)
         self._active = np.zeros(self._shape[1:], dtype=np.int64)
+        self._pending: list[tuple[Sparse, Sparse, Sparse, Sparse]] = []
+        self._num_pending = 0
 
     def add(self, activations: Sparse, labels: Labels) -> None:
         """Count a batch.
@@ -83,8 +87,24 @@ class ConceptCounter:
             (np.ones(len(columns), dtype=np.int32), columns, pointers),
             shape=(activations.shape[0], num_thresholds * num_latents),
         )
-        _accumulate(self._true_positives, labels.residues.T.tocsr() @ binned)
-        _accumulate(self._hits, labels.membership @ self._highest_bins(bins, latents, pointers, labels))
+        reached = self._highest_bins(bins, latents, pointers, labels)
+        self._pending.append((labels.residues, binned, labels.membership, reached))
+        self._num_pending += activations.shape[0]
+        if self._num_pending >= RESIDUES_AT_ONCE:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Bring what is pending into the counts."""
+        if not self._pending:
+            return
+        labelled, binned, membership, reached = (list(parts) for parts in zip(*self._pending))
+        self._pending, self._num_pending = [], 0
+        residues = sparse.vstack(labelled, format="csr").T.tocsr()
+        for total, left, right in (
+            (self._true_positives, residues, binned),
+            (self._hits, sparse.hstack(membership, format="csr"), reached),
+        ):
+            total += (left @ sparse.vstack(right, format="csr")).toarray().reshape(self._shape)
 
     def _highest_bins(
         self, bins: NDArray[np.int64], latents: NDArray[np.int64], pointers: NDArray[np.int64], labels: Labels
@@ -109,14 +129,8 @@ class ConceptCounter:
 
     def result(self) -> Counts:
         """The counts so far."""
+        self._multiply()
         return Counts(true_positives=_above(self._true_positives), hits=_above(self._hits), active=_above(self._active))
-
-
-def _accumulate(total: Int32s, batch: Sparse) -> None:
-    """Add a CSR [C, T·n] without duplicates to a dense [C, T, n]."""
-    width = batch.shape[1]
-    places = np.repeat(np.arange(batch.shape[0]) * width, np.diff(batch.indptr)) + batch.indices
-    total.reshape(-1)[places] += batch.data
 
 
 def _above(counts: NDArray[Integer]) -> NDArray[Integer]:

@@ -23,47 +23,14 @@ from plmsae.saes.base import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Proteins with their split, the SAE, the model it belongs to, and what the store knows of the activations.
+class Proteins:
+    """Proteins with their split and annotations.
 
     Attributes:
         sequences: Output folder of `ingest`.
-        plm: The model.
-        sae: The SAE; checked to belong to the model, and to layer and hook of the store.
-        mean: [d_model] mean activation of the training proteins, fp32.
-        store: Folder of the store that the SAE belongs to.
     """
 
     sequences: Path
-    plm: ProteinLM
-    sae: SparseAutoencoder
-    mean: Tensor
-    store: Path
-
-    @classmethod
-    def load(cls, sequences: Path, activations: Path, sae: Path, *, root: Path) -> Inputs:
-        """Load the SAE and the model that it was trained on.
-
-        Args:
-            sequences: Output folder of `ingest`.
-            activations: Output folder of `extract_activations`.
-            sae: Output folder of `train_sae`.
-            root: The working folder, which a relative path of a local PLM starts from.
-
-        Raises:
-            UserError: The SAE was trained on another PLM, revision, layer or hook than the store is of, or its
-                normaliser is not folded.
-            DataError: A corrupted file.
-            TryAgainError: The model's hub cannot be reached.
-        """
-        model = load_folder(sae / "sae")
-        folder = store_at(activations, model.config.layer, model.config.hook)
-        store = read_metadata(folder)
-        model.check_source(store.plm, store.plm_revision, store.layer, store.hook)
-        plm = load_plm(store.plm, store.plm_revision, root=root)
-        model.check_source(plm.name, plm.revision, store.layer, store.hook)
-        plm.check_hook(store.layer, store.hook)
-        return cls(sequences, plm, model.eval(), _mean(folder / "statistics.safetensors", plm.d_model), folder)
 
     def split(self, name: str, max_proteins: int | None, seed: int) -> pd.DataFrame:
         """Rows of `sequences.parquet` of one split, sorted by accession and offset.
@@ -93,6 +60,49 @@ class Inputs:
     def annotations(self) -> pd.DataFrame:
         """The annotations of all proteins."""
         return read_annotations(self.sequences)
+
+
+@dataclass(frozen=True)
+class Inputs(Proteins):
+    """Proteins with their split, the SAE, the model it belongs to, and what the store knows of the activations.
+
+    Attributes:
+        sequences: Output folder of `ingest`.
+        plm: The model.
+        sae: The SAE; checked to belong to the model, and to layer and hook of the store.
+        mean: [d_model] mean activation of the training proteins, fp32.
+        store: Folder of the store that the SAE belongs to.
+    """
+
+    plm: ProteinLM
+    sae: SparseAutoencoder
+    mean: Tensor
+    store: Path
+
+    @classmethod
+    def load(cls, sequences: Path, activations: Path, sae: Path, *, root: Path) -> Inputs:
+        """Load the SAE and the model that it was trained on.
+
+        Args:
+            sequences: Output folder of `ingest`.
+            activations: Output folder of `extract_activations`.
+            sae: Output folder of `train_sae`.
+            root: The working folder, which a relative path of a local PLM starts from.
+
+        Raises:
+            UserError: The SAE was trained on another PLM, revision, layer or hook than the store is of, or its
+                normaliser is not folded.
+            DataError: A corrupted file.
+            TryAgainError: The model's hub cannot be reached.
+        """
+        model = load_folder(sae / "sae")
+        folder = store_at(activations, model.config.layer, model.config.hook)
+        store = read_metadata(folder)
+        model.check_source(store.plm, store.plm_revision, store.layer, store.hook)
+        plm = load_plm(store.plm, store.plm_revision, root=root)
+        model.check_source(plm.name, plm.revision, store.layer, store.hook)
+        plm.check_hook(store.layer, store.hook)
+        return cls(sequences, plm, model.eval(), _mean(folder / "statistics.safetensors", plm.d_model), folder)
 
 
 def _mean(path: Path, d_model: int) -> Tensor:

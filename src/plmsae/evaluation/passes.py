@@ -121,7 +121,9 @@ def run_split(
         codes = [method.encode(x) for method in methods]
         activations = [method.normalised(*code) for method, code in zip(methods, codes)]
         batch = Batch(first, split.labels.batch(first, last), x, codes, activations)
-        found = [_count(each, given, levels, batch.labels) for each, given in zip(activations, predictors or ())]
+        found = [
+            count_predictors(each, given, levels, batch.labels) for each, given in zip(activations, predictors or ())
+        ]
         return batch, found, observe(batch) if observe else None
 
     with Progress(title, split.labels.num_residues, "residues") as progress:
@@ -136,8 +138,17 @@ def run_split(
     return SplitRun([counter.result() for counter in counters], joined, observed)
 
 
-def _count(activations: Sparse, predictors: Predictors, levels: NDArray[np.float32], labels: Labels) -> RowCounts:
-    """Counts per sequence; a few predictors at a time, as their marks are dense."""
+def count_predictors(
+    activations: Sparse, predictors: Predictors, levels: NDArray[np.float32], labels: Labels
+) -> RowCounts:
+    """Counts of predictors on each sequence of a batch; a few at a time, as their marks are dense.
+
+    Args:
+        activations: [R, n] CSR, normalised.
+        predictors: Predictors.
+        levels: The thresholds that they point at.
+        labels: Labels of the R residues.
+    """
     columns = activations.tocsc()
     pieces = []
     for start in range(0, max(len(predictors.units), 1), PREDICTORS_AT_ONCE):

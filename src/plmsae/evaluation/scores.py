@@ -60,19 +60,25 @@ def score(
     return Scores(precision=precision, recall=recall, f1=f1)
 
 
-def score_counts(
-    counts: Counts, num_residues: NDArray[Any], num_instances: NDArray[Any], residue_level: Bools
-) -> Scores:
-    """Scores [C, T, n] of every latent and threshold for every concept."""
-    wide = (slice(None), None, None)
-    return score(
-        counts.true_positives,
-        counts.hits,
-        counts.active[None],
-        np.asarray(num_residues)[wide],
-        np.asarray(num_instances)[wide],
-        np.asarray(residue_level)[wide],
-    )
+def f1_of(counts: Counts, num_residues: NDArray[Any], num_instances: NDArray[Any], residue_level: Bools) -> Floats:
+    """F1 [C, T, n] of every latent and threshold for every concept; see `score`.
+
+    F1 = 2 TP found / (TP wanted + active found), with found and wanted in residues or in instances. One concept at a
+    time: its counts and F1 stay in the cache.
+    """
+    f1 = np.zeros(counts.true_positives.shape)
+    active = counts.active.astype(np.float64)
+    for concept, of in enumerate(f1):
+        by_residue = bool(residue_level[concept])
+        wanted = (num_residues if by_residue else num_instances)[concept]
+        if wanted == 0:
+            of.fill(np.nan)
+            continue
+        true_positives = counts.true_positives[concept]
+        found = true_positives if by_residue else counts.hits[concept]
+        both = true_positives * found.astype(np.float64)
+        np.divide(2 * both, true_positives * float(wanted) + active * found, out=of, where=found > 0)
+    return f1
 
 
 @dataclass(frozen=True)
