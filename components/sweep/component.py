@@ -19,7 +19,7 @@ def sweep(
     summary: dsl.Output[dsl.Markdown],
     manifest_sha256: dsl.OutputPath(str),
     params: str = "{}",
-    grid: str = "{\"k\":[16,32,64]}",
+    grid: str = '{"k":[16,32,64]}',
     select_by: str = "concepts",
 ) -> dsl.ContainerSpec:
     """Train many sparse autoencoders on the same batches and choose the best on validation proteins.

@@ -22,7 +22,7 @@ from plmsae.evaluation import concept_data
 from plmsae.evaluation.bootstrap import Floats
 from plmsae.evaluation.inputs import Inputs
 from plmsae.evaluation.passes import Predictors, run_split
-from plmsae.evaluation.scores import score, score_counts, select
+from plmsae.evaluation.scores import f1_of, score, select
 from plmsae.evaluation.splice import CLEAN, MEAN, Reconstruction, Replacement, losses, masked_rows, scored_rows
 from plmsae.evaluation.units import Units
 from plmsae.plms.batching import length_sorted_batches
@@ -172,7 +172,7 @@ def _concept_f1(
     predictors = []
     while found.counts:  # counts are as large as the F1 they become
         counts = found.counts.pop(0)
-        predictors.append(Predictors.of(select(score_counts(counts, residues, instances, data.residue_level).f1)))
+        predictors.append(Predictors.of(select(f1_of(counts, residues, instances, data.residue_level))))
     again = run_split(
         inputs, data.test, methods, thresholds, title=_TITLE, threads=threads, predictors=predictors, count=False
     )

@@ -119,7 +119,9 @@ def _knobs(stage: Stage) -> list[tuple[str, str, str]]:
 
 
 def _literal(value: str | int | float | bool) -> str:
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    if not isinstance(value, str) or '"' in value:
+        return repr(value)  # as the formatter would write it
+    return json.dumps(value)
 
 
 def _function(stage: Stage) -> list[str]:
