@@ -244,6 +244,9 @@ class Cluster:
         self.nodes[name][number].kill(0.0)
 
     def close(self) -> None:
+        with self.lock:  # or what is killed would be started anew
+            for job in self.jobs.values():
+                job["metadata"].setdefault("deletionTimestamp", "now")
         for name in list(self.nodes):
             self._end(name, grace=0.0)
 
