@@ -24,6 +24,7 @@ from tests.evaluation.conftest import LETTERS, letter_sae, saved
 
 SETTINGS: dict[str, Any] = {
     "splits": ["valid", "test"],
+    "structure": True,
     "max_proteins": None,
     "min_coverage": 1.0,
     "threshold": 0.6,
@@ -148,6 +149,30 @@ def test_the_published_permutations(inputs: Inputs, found: tuple[Outcome, Path],
     other.mkdir()
     evaluate(inputs, other, **{**drawn, "max_tokens": 300})
     np.testing.assert_allclose(pd.read_parquet(other / "latents.parquet")["sequence_null"], five["sequence_null"], 1e-4)
+
+
+def test_without_structures_all_proteins_are_tested_in_sequence(
+    inputs: Inputs, sequences: Path, tmp_path: Path
+) -> None:
+    without = Inputs(sequences, inputs.plm, inputs.sae, inputs.mean, inputs.store)
+    outcome = evaluate(without, tmp_path, **{**SETTINGS, "structure": None})
+    proteins = read_sequences(sequences)
+    texts = proteins.loc[proteins["split"] != "train", "sequence"].tolist()
+    table = pd.read_parquet(tmp_path / "latents.parquet").set_index("latent")
+    assert outcome.metrics["num_proteins"] == len(texts)
+    assert len(table) == outcome.metrics["num_latents_tested"] > 15
+    for latent, row in table.iterrows():
+        sequential, _ = _differences(texts, LETTERS[int(str(latent))])
+        assert row["sequence_n"] == len(sequential)
+        assert row["sequence_d"] == pytest.approx(sequential.mean() / sequential.std(ddof=1), rel=1e-4)
+    assert not [name for name in (*table.columns, *outcome.metrics) if "structur" in name or "apart" in name]
+    assert "Neighbours in structure were not looked at" in outcome.summary
+    readable = pd.read_csv(tmp_path / "table.csv")
+    assert readable["neighbours"].tolist() == ["within 2 residues"]
+    by_test = table["sequence_permutation_p_corrected"] < 0.05
+    assert readable["by permutation test"].tolist() == [by_test.sum()]
+    forced = evaluate(inputs, tmp_path, **{**SETTINGS, "structure": False})
+    assert forced == outcome, "asked not to, it looks at the same proteins"
 
 
 def test_inputs_that_cannot_be_used(inputs: Inputs, sequences: Path, tmp_path: Path) -> None:

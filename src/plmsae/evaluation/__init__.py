@@ -41,12 +41,40 @@ def _baselines() -> Evaluation:
     return evaluate
 
 
+def _probes() -> Evaluation:
+    from plmsae.evaluation.probes import evaluate
+
+    return evaluate
+
+
+def _patterns() -> Evaluation:
+    from plmsae.evaluation.patterns import evaluate
+
+    return evaluate
+
+
+def _clustering() -> Evaluation:
+    from plmsae.evaluation.clustering import evaluate
+
+    return evaluate
+
+
+def _absorption() -> Evaluation:
+    from plmsae.evaluation.absorption import evaluate
+
+    return evaluate
+
+
 # torch and the model are imported when an evaluation runs, not when its name is listed.
 _EVALUATIONS: dict[str, Callable[[], Evaluation]] = {
     "fidelity": _fidelity,
     "concepts": _concepts,
     "baselines": _baselines,
     "amortisation": _amortisation,
+    "probes": _probes,
+    "patterns": _patterns,
+    "clustering": _clustering,
+    "absorption": _absorption,
 }
 
 

@@ -79,6 +79,7 @@ def report(
     write_table(named, output / "absorbers")
     curve = _curve(spread, how)
     curve.to_csv(output / "curve.csv", index=False, float_format="%.6g", lineterminator="\n")
+    _readable(curve).to_csv(output / "table.csv", index=False, lineterminator="\n")
     draw(curve, needed[found], shares, how.confidence, config.layer, output / "figures" / "absorption.png")
     beyond = np.nan_to_num(limits["excess"][0], nan=-1.0) > 0
     metrics: dict[str, float | int] = {
@@ -230,6 +231,18 @@ def _curve(spread: Spread, how: Resampling) -> pd.DataFrame:
         mean = mean_interval(tested, how.confidence)
         rows.append((step + 1, float(np.mean(valid)), mean.value, mean.low, mean.high))
     return pd.DataFrame(rows, columns=["latents", "f1_valid", "f1_test", "low", "high"])
+
+
+def _readable(curve: pd.DataFrame) -> pd.DataFrame:
+    """For people: one row per number of latents."""
+    tested = [Interval(*row).short() for row in curve[["f1_test", "low", "high"]].itertuples(index=False)]
+    return pd.DataFrame(
+        {
+            "latents that stand for a concept": curve["latents"].map(str),
+            "mean F1, validation": curve["f1_valid"].map("{:.3f}".format),
+            "mean F1, test": tested,
+        }
+    )
 
 
 def _summary(metrics: dict[str, float | int], rules: SpreadRules, how: Resampling) -> str:

@@ -34,13 +34,14 @@ from plmsae.plms.parallel import ordered_map
 from plmsae.progress import Progress
 from plmsae.proteins.coordinates import read_coordinates
 from plmsae.proteins.hashing import unit_hash
+from plmsae.proteins.structure_tables import STRUCTURES_FILE
 
 _TITLE = "evaluate@clustering"
 
 
 @dataclass(frozen=True)
 class Structured:
-    """Rows of `sequences.parquet` with coordinates.
+    """Rows of `sequences.parquet`, with coordinates where structure is looked at.
 
     Attributes:
         table: The rows.
@@ -58,6 +59,7 @@ def evaluate(
     output: Path,
     *,
     splits: Sequence[str],
+    structure: bool | None,
     max_proteins: int | None,
     min_coverage: float,
     threshold: float,
@@ -78,9 +80,11 @@ def evaluate(
     """Measure clustering.
 
     Args:
-        inputs: Proteins with structures, SAE and model.
+        inputs: Proteins, SAE and model.
         output: Folder that gets `latents`, `pairs` and the figure.
         splits: Splits whose proteins are used.
+        structure: Look at neighbours in structure too, on the proteins that have one; False: in sequence alone, on all
+            proteins; None: in structure if `ingest` wrote structures.
         max_proteins: A seeded subset of this many proteins per split; None for all.
         min_coverage: Share of a sequence's residues that need coordinates; 1 as published.
         threshold: Normalised activation that a protein needs to reach above.
@@ -99,15 +103,20 @@ def evaluate(
         seed: Seed of subset, sample, permutations and bootstrap.
 
     Raises:
-        UserError: `ingest` was run without structures, or the separations do not ascend.
+        UserError: Structure is asked for and `ingest` was run without, or the separations do not ascend.
         DataError: No protein of the splits has a structure of that coverage.
     """
     if not separations or any(low >= high for low, high in pairwise([0, *separations])):
         raise UserError(
             f"separations {list(separations)} are not ascending numbers from 1", where="separations", fix="[2, 6]"
         )
-    how = Neighbourhoods(window, radius, tuple(separations))
-    proteins = structured(inputs, splits, max_proteins, min_coverage, seed)
+    if structure is None:
+        structure = (inputs.sequences / STRUCTURES_FILE).is_file()
+    how = Neighbourhoods(window, radius, tuple(separations), structure)
+    if structure:
+        proteins = structured(inputs, splits, max_proteins, min_coverage, seed)
+    else:
+        proteins = every_protein(inputs, splits, max_proteins, seed)
     sampled = sample_pairs(
         inputs,
         Units("sae", inputs.sae),
@@ -158,6 +167,12 @@ def structured(
             fix="take AlphaFold DB's models (ingest.alphafold: true), which are complete, or lower min_coverage",
         )
     return Structured(table.iloc[kept].reset_index(drop=True), coordinates, len(table) - len(kept))
+
+
+def every_protein(inputs: Inputs, splits: Sequence[str], max_proteins: int | None, seed: int) -> Structured:
+    """All proteins, and no coordinates; see `evaluate`."""
+    table = pd.concat([inputs.split(name, max_proteins, seed) for name in splits], ignore_index=True)
+    return Structured(table, [np.full((length, 3), np.nan) for length in table["length"]], 0)
 
 
 def sample_pairs(

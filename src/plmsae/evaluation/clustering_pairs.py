@@ -42,15 +42,19 @@ class Neighbourhoods:
         window: Residues to either side in sequence.
         radius: Å between Cα atoms.
         separations: Sequence distances up to which residues are left out of the structural set, one variant each.
+        structure: Whether neighbours in structure are looked at.
     """
 
     window: int = 2
     radius: float = 6.0
     separations: tuple[int, ...] = (2, 6)
+    structure: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
-        """`sequence`, `structure` and one name per separation."""
+        """`sequence`; and, with structure, `structure` and one name per separation."""
+        if not self.structure:
+            return ("sequence",)
         return ("sequence", "structure", *(f"apart_{each}" for each in self.separations))
 
 
@@ -221,6 +225,8 @@ def _scores(
     others = np.where(distance > 0, value, 0.0)
     sums = np.empty(sizes.shape)
     sums[:, 0] = np.add.reduceat(np.where(distance <= how.window, others, 0.0), begin)
+    if not how.structure:
+        return np.where(sizes > 0, sums / np.maximum(sizes, 1), np.nan)
     near = np.where(_squares(places, where, center) <= how.radius**2, others, 0.0)
     sums[:, 1] = np.add.reduceat(near, begin)
     for column, separation in enumerate(how.separations, start=2):
@@ -235,6 +241,8 @@ def _sizes(anchors: Ints, row_starts: Ints, places: Floats, how: Neighbourhoods)
     first, last = row_starts[rows], row_starts[rows + 1] - 1
     sizes = np.zeros((len(different), len(how.names)), dtype=np.int64)
     sizes[:, 0] = np.minimum(how.window, different - first) + np.minimum(how.window, last - different)
+    if not how.structure:
+        return sizes[back]
     for number in np.unique(rows):
         of = np.flatnonzero(rows == number)
         members = np.arange(row_starts[number], row_starts[number + 1])

@@ -55,6 +55,7 @@ def report(
         seed=seed,
     )
     write_table(table, output / "latents")
+    _readable(table, how, alpha).to_csv(output / "table.csv", index=False, lineterminator="\n")
     _pair_table(pairs, proteins, how).to_parquet(output / "pairs.parquet", index=False)
     draw(table, alpha, config.layer, output / "figures" / "clustering.png")
     metrics: dict[str, float | int] = {
@@ -73,10 +74,11 @@ def report(
         effects = table[f"{name}_d"].dropna()
         if len(effects):
             metrics[f"median_{name}_d"] = float(effects.median())
-    metrics["num_structural_only_published"] = int(table["structural_only_published"].sum())
-    clustered = table["structural_only_published"] & (table["structure_d"] > 0)
-    metrics["num_structural_only_published_above_null"] = int(clustered.sum())
-    metrics["num_structural_only"] = int(table["structural_only"].sum())
+    if how.structure:
+        metrics["num_structural_only_published"] = int(table["structural_only_published"].sum())
+        clustered = table["structural_only_published"] & (table["structure_d"] > 0)
+        metrics["num_structural_only_published_above_null"] = int(clustered.sum())
+        metrics["num_structural_only"] = int(table["structural_only"].sum())
     return Outcome(metrics, _summary(metrics, how, config, splits, threshold, min_proteins, num_permutations, alpha))
 
 
@@ -144,6 +146,8 @@ def latent_table(
             f"{name}_held_out_d": test.d,
         }
     table = pd.DataFrame(columns)
+    if not how.structure:
+        return table
     only = structural_only(
         table["sequence_p_corrected"].to_numpy(),
         table["structure_p_corrected"].to_numpy(),
@@ -162,6 +166,29 @@ def latent_table(
         structure_minus_sequence=only.difference,
         structure_minus_sequence_p=only.p_difference,
     )
+
+
+def _readable(table: pd.DataFrame, how: Neighbourhoods, alpha: float) -> pd.DataFrame:
+    """For people: one row per neighbourhood."""
+    places = {"sequence": f"within {how.window} residues", "structure": f"within {how.radius:g} angstrom"}
+    rows = []
+    for name in how.names:
+        above = table[f"{name}_d"] > 0
+        apart = f"within {how.radius:g} angstrom, more than {name.removeprefix('apart_')} residues apart"
+        effects = table[f"{name}_d"].dropna()
+        rows.append(
+            {
+                "neighbours": places.get(name, apart),
+                "latents tested": str(int((table[f"{name}_n"] > 0).sum())),
+                "above the null by t test": str(int(((table[f"{name}_p_corrected"] < alpha) & above).sum())),
+                "anchor held out": str(
+                    int(((table[f"{name}_held_out_p_corrected"] < alpha) & (table[f"{name}_held_out_d"] > 0)).sum())
+                ),
+                "by permutation test": str(int((table[f"{name}_permutation_p_corrected"] < alpha).sum())),
+                "median d": f"{effects.median():.2f}" if len(effects) else "none",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _means(values: Floats, groups: Ints, num: int) -> Floats:
@@ -204,18 +231,27 @@ def _summary(
     alpha: float,
 ) -> str:
     tested = metrics["num_latents_tested"]
+    kind = "proteins with a structure" if how.structure else "proteins"
     if not tested:
         return (
             f"No latent could be tested: none exceeds {threshold:g} of its maximum on {min_proteins} of the "
-            f"{metrics['num_proteins']:,} proteins with a structure ({', '.join(splits)})."
+            f"{metrics['num_proteins']:,} {kind} ({', '.join(splits)})."
         )
     null = "the exact mean of the permutation null" if num_permutations is None else f"{num_permutations} permutations"
-    return (
+    left_out = f"; {metrics['num_sequences_left_out']:,} sequences without one are left out" if how.structure else ""
+    in_sequence = (
         f"Of {config.dictionary_size:,} latents {tested:,} exceed {threshold:g} of their maximum on at least "
-        f"{min_proteins} of {metrics['num_proteins']:,} proteins with a structure ({', '.join(splits)}; "
-        f"{metrics['num_sequences_left_out']:,} sequences without one are left out). Against {null}, at corrected p < "
-        f"{alpha:g}, {metrics['num_sequence_clustered']} cluster in sequence (within {how.window} residues; median d "
-        f"{metrics.get('median_sequence_d', float('nan')):.2f}) and {metrics['num_structure_clustered']} in structure "
+        f"{min_proteins} of {metrics['num_proteins']:,} {kind} ({', '.join(splits)}{left_out}). Against {null}, at "
+        f"corrected p < {alpha:g}, {metrics['num_sequence_clustered']} cluster in sequence (within {how.window} "
+        f"residues; median d {metrics.get('median_sequence_d', float('nan')):.2f})"
+    )
+    if not how.structure:
+        return (
+            f"{in_sequence}; by the permutation test itself {metrics['num_sequence_permutation_clustered']}. Neighbours "
+            "in structure were not looked at: that takes structures (ingest.alphafold or ingest.structures)."
+        )
+    return (
+        f"{in_sequence} and {metrics['num_structure_clustered']} in structure "
         f"(within {how.radius:g} Å; median d {metrics.get('median_structure_d', float('nan')):.2f}); of structural "
         f"neighbours more than {how.separations[-1]} residues away, "
         f"{metrics[f'num_{how.names[-1]}_clustered']}. By the permutation test itself these are "

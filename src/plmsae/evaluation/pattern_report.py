@@ -70,6 +70,9 @@ def report(
     patterns = pd.DataFrame({"pattern": CLASSES, "num_latents": [int(counts.get(name, 0)) for name in CLASSES]})
     patterns["share"] = patterns["num_latents"] / len(latents)
     patterns.to_csv(output / "patterns.csv", index=False, float_format="%.6g", lineterminator="\n")
+    people = {"pattern": patterns["pattern"], "latents": patterns["num_latents"].map("{:,}".format)}
+    readable = pd.DataFrame({**people, "share": patterns["share"].map("{:.1%}".format)})
+    readable.to_csv(output / "table.csv", index=False, lineterminator="\n")
     metrics: dict[str, float | int] = {
         "num_latents": len(latents),
         "num_proteins": num_proteins,

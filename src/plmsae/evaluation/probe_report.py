@@ -21,7 +21,15 @@ from plmsae.saes.config import SaeConfig
 
 KINDS = ("one unit", "all units")
 LABELS = {"f1": "F1", "mcc": "Matthews correlation", "balanced_accuracy": "balanced accuracy"}
+SCORE_NAMES = {**LABELS, "auroc": "AUROC"}
 MAX_WEIGHTS = 100
+# What a reader compares -> feature set and kind of probe.
+_PROBES = {
+    "one latent": ("sae", KINDS[0]),
+    "all latents": ("sae", KINDS[1]),
+    "one neuron": ("neurons", KINDS[0]),
+    "all neurons": ("neurons", KINDS[1]),
+}
 # What the letters alone tell: for residues those around them, for proteins the composition.
 CONTROLS = {False: "window", True: "letters mean"}
 
@@ -95,6 +103,7 @@ def report(
         for each in found
         for place, kind in enumerate(KINDS)
     }
+    _readable(data, means, settings.criterion).to_csv(output / "table.csv", index=False, lineterminator="\n")
     draw(table, means, settings.criterion, config.layer, output / "figures" / "probes.png")
     metrics: dict[str, float | int] = {
         "num_classes": len(data.sizes),
@@ -229,6 +238,25 @@ def _mean(tested: Sequence[Sampled], name: str, confidence: float) -> Interval:
     return Interval(value, float(low), float(high))
 
 
+def _readable(data: ProbeData, means: dict[tuple[str, str, str, str], Interval], criterion: str) -> pd.DataFrame:
+    """For people: one row per task and score, one column per probe."""
+    rows = []
+    for task, (per_protein, classes) in data.tasks.items():
+        for score in dict.fromkeys((criterion, "auroc")):
+            probes = {
+                name: means[score, task, f"{feature}{_pool(per_protein)}", kind].short()
+                for name, (feature, kind) in _PROBES.items()
+            }
+            probes["all letters"] = means[score, task, CONTROLS[per_protein], KINDS[1]].short()
+            name = {"task": task.replace("_", " "), "classes": len(classes), "mean test score": SCORE_NAMES[score]}
+            rows.append({**name, **probes})
+    return pd.DataFrame(rows)
+
+
+def _pool(per_protein: bool) -> str:
+    return " mean" if per_protein else ""
+
+
 def _summary(
     data: ProbeData,
     table: pd.DataFrame,
@@ -240,18 +268,11 @@ def _summary(
 ) -> str:
     parts = []
     for task, (per_protein, classes) in data.tasks.items():
-        pool = " mean" if per_protein else ""
-        control = CONTROLS[per_protein]
+        pool, control = _pool(per_protein), CONTROLS[per_protein]
         ours = table[(table["task"] == task) & (table["features"] == f"sae{pool}") & (table["probe"] == KINDS[0])]
         more = int((ours[f"{criterion}_gain_low"] > 0).sum())
         told = {
-            name: means[criterion, task, f"{feature}{pool}", kind].text()
-            for name, feature, kind in (
-                ("one latent", "sae", KINDS[0]),
-                ("all latents", "sae", KINDS[1]),
-                ("one neuron", "neurons", KINDS[0]),
-                ("all neurons", "neurons", KINDS[1]),
-            )
+            name: means[criterion, task, f"{feature}{pool}", kind].text() for name, (feature, kind) in _PROBES.items()
         }
         told[f"all letters ({control})"] = means[criterion, task, control, KINDS[1]].text()
         parts.append(

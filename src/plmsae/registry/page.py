@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -38,24 +39,31 @@ pre{background:var(--panel);border:1px solid var(--line);border-radius:10px;padd
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:14px;margin:1rem 0}
 figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:10px;padding:10px}
 figure img{display:block;width:100%;height:auto}
+nav{display:flex;flex-wrap:wrap;gap:4px 16px;margin:1rem 0;font-size:.9rem}
+a{color:var(--accent)}
 figcaption{font-size:.85rem;color:#5a6673;padding-top:6px}
 """
 
+_SECTION = re.compile(r'^<section id="([^"]+)">\n<h2>(.*)</h2>', re.MULTILINE)
+
 
 def page(title: str, lead: str, parts: Iterable[str]) -> str:
-    """The whole page.
+    """The whole page, with links to its sections on top.
 
     Args:
         title: Plain text.
         lead: One plain sentence below it.
         parts: HTML made by the functions of this module.
     """
+    parts = [part for part in parts if part]
+    links = "".join(f'<a href="#{place}">{name}</a>' for part in parts for place, name in _SECTION.findall(part))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{escape(title).replace(".", ".<wbr>")}</h1>\n<p class="lead">{escape(lead)}</p>\n'
-        + "\n".join(part for part in parts if part)
+        + f'<nav aria-label="sections">{links}</nav>\n'
+        + "\n".join(parts)
         + "\n</main>\n</body>\n</html>\n"
     )
 
@@ -63,7 +71,8 @@ def page(title: str, lead: str, parts: Iterable[str]) -> str:
 def section(title: str, *parts: str) -> str:
     """A heading and what belongs under it; empty without content."""
     content = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
+    place = re.sub(r"\W+", "-", title.lower())
+    return f'<section id="{place}">\n<h2>{escape(title)}</h2>\n{content}\n</section>' if content else ""
 
 
 def paragraph(text: str, *, note: bool = False) -> str:

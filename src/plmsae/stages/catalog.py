@@ -18,6 +18,7 @@ _MODULES = (
     "train_sae",
     "sweep",
     "evaluate",
+    "report",
     "steer",
     "register",
     "promote",

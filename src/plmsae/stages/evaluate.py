@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from pydantic import Field, ValidationInfo, field_validator
 
 from plmsae.params import Params
+from plmsae.stages.evaluation_params import (
+    AbsorptionParams,
+    ClusteringParams,
+    EvaluationParams,
+    PatternsParams,
+    ProbesParams,
+    ascending,
+)
 from plmsae.stages.spec import Input, Plot, Resources, Stage, StageContext, StageResult
-
-
-class EvaluationParams(Params):
-    """What every evaluation takes."""
-
-    num_resamples: int = Field(1000, ge=1, le=1_000_000, description="Bootstrap resamples, whole proteins.")
-    confidence: float = Field(0.95, gt=0.0, lt=1.0, description="Coverage of the intervals.")
-    max_tokens: int = Field(4096, ge=16, le=1_048_576, description="Tokens that go through the model at once.")
-    threads: int = Field(2, ge=1, le=256, description="Batches that run at once, on one core each.")
-    seed: int = Field(0, ge=0, lt=2**53, description="Seed of subset, masking and bootstrap.")
+from plmsae.stages.variant_entries import STAGES as _TRAINING
 
 
 class FidelityParams(EvaluationParams):
@@ -29,9 +26,26 @@ class FidelityParams(EvaluationParams):
     masked_share: float = Field(
         0.15, gt=0.0, le=1.0, description="Share of each sequence's residues that the masked protocol masks."
     )
+    single_mask_residues: int = Field(
+        0,
+        ge=0,
+        le=65_536,
+        description="Residues of each sequence that are also masked one at a time, each a forward pass over a copy of "
+        "the sequence; 0: none. A causal PLM has neither this nor the masked protocol.",
+    )
     error_term: bool = Field(
         False, description="Also measure the reconstruction plus its error: a check that must cost nothing."
     )
+
+
+class DerivedParams(Params):
+    """One derived concept: the ends of an annotation type's instances, or those near another type's."""
+
+    of: str = Field(description="Annotation type or concept, `Helix` or `Domain: SH3`.")
+    first: int | None = Field(None, ge=1, le=1000, description="Its first so many residues.")
+    last: int | None = Field(None, ge=1, le=1000, description="Its last so many residues.")
+    near: str | None = Field(None, description="Those near this type or concept, `Binding site`.")
+    within: int | None = Field(None, ge=0, le=100_000, description="At most so many residues apart in sequence.")
 
 
 class ConceptsParams(EvaluationParams):
@@ -53,11 +67,25 @@ class ConceptsParams(EvaluationParams):
         description="Ascending thresholds on activations divided by the unit's maximum; active is above (InterPLM).",
     )
     concepts_per_latent: int = Field(3, ge=1, description="Best concepts listed for each latent in latents.parquet.")
+    derived: list[DerivedParams] = Field(
+        [],
+        description="Concepts that annotations imply, reported apart: [{of: Helix, first: 3}, {of: Helix, last: 3}, "
+        "{of: Beta strand, near: Binding site, within: 5}] (docs/definitions.md).",
+    )
 
     @field_validator("thresholds")
     @classmethod
     def _ascending(cls, value: list[float]) -> list[float]:
         return ascending("thresholds", value)
+
+    @field_validator("derived")
+    @classmethod
+    def _derived(cls, value: list[DerivedParams]) -> list[DerivedParams]:
+        if value:
+            from plmsae.evaluation.derived_concepts import parse
+
+            parse([one.model_dump() for one in value])
+        return value
 
 
 class BaselinesParams(EvaluationParams):
@@ -127,17 +155,6 @@ class AmortisationParams(EvaluationParams):
     max_iterations: int = Field(
         5000, ge=1, description="The most FISTA steps per residue; residues that need more are counted in the result."
     )
-
-
-def ascending(name: str, value: list[float]) -> list[float]:
-    """The list itself, if it ascends in [0, 1).
-
-    Raises:
-        ValueError: It does not.
-    """
-    if value[0] < 0 or value[-1] >= 1 or any(low >= high for low, high in pairwise(value)):
-        raise ValueError(f"{name} must ascend from at least 0 to below 1, not {value}")
-    return value
 
 
 _INPUTS = (
@@ -216,11 +233,62 @@ STAGES = (
         resources=Resources(cpu=4, memory_gib=8),
         tracked=True,
     ),
+    Stage(
+        id="evaluate@probes",
+        summary="Fit logistic probes on single latents, on all of them, and on what they are compared with",
+        params=ProbesParams,
+        inputs=_INPUTS,
+        pipeline="evaluate",
+        kind="result",
+        run="plmsae.stages.evaluate:run_probes",
+        code=_CODE,
+        optional_files=("labels",),
+        resources=Resources(cpu=4, memory_gib=16),
+        tracked=True,
+    ),
+    Stage(
+        id="evaluate@patterns",
+        summary="Classify every latent's activation pattern, and find latents specific to a protein family",
+        params=PatternsParams,
+        inputs=_INPUTS,
+        pipeline="evaluate",
+        kind="result",
+        run="plmsae.stages.evaluate:run_patterns",
+        code=_CODE,
+        optional_files=("labels",),
+        resources=Resources(cpu=4, memory_gib=16),
+        tracked=True,
+    ),
+    Stage(
+        id="evaluate@clustering",
+        summary="Test whether latents cluster in sequence and in structure",
+        params=ClusteringParams,
+        inputs=_INPUTS,
+        pipeline="evaluate",
+        kind="result",
+        run="plmsae.stages.evaluate:run_clustering",
+        code=_CODE,
+        resources=Resources(cpu=4, memory_gib=16),
+        tracked=True,
+    ),
+    Stage(
+        id="evaluate@absorption",
+        summary="Measure how concepts are split over latents and absorbed by others",
+        params=AbsorptionParams,
+        inputs=_INPUTS,
+        pipeline="evaluate",
+        kind="result",
+        run="plmsae.stages.evaluate:run_absorption",
+        code=_CODE,
+        resources=Resources(cpu=4, memory_gib=16),
+        tracked=True,
+    ),
+    *_TRAINING,
 )
 
 
 def run_fidelity(context: StageContext) -> StageResult:
-    """Write `per_sequence.parquet`, `fidelity.csv`, `cross_entropy.csv` and `figures/fidelity.png`.
+    """Write `per_sequence.parquet`, `fidelity.csv`, `amino_acids.csv`, `cross_entropy.csv` and two figures.
 
     Raises:
         UserError: The SAE belongs to another PLM, revision, layer or hook than the activation store.
@@ -230,7 +298,8 @@ def run_fidelity(context: StageContext) -> StageResult:
 
 
 def run_concepts(context: StageContext) -> StageResult:
-    """Write `concepts`, `latents` (Parquet and CSV), `left_out.csv`, `f1_by_rank.csv` and `figures/concepts.png`.
+    """Write `concepts`, `latents` (Parquet and CSV), `left_out.csv`, `f1_by_rank.csv` and `figures/concepts.png`; with
+    derived concepts also `derived` and `derived_left_out.csv`.
 
     Raises:
         UserError: The SAE belongs to another PLM, revision, layer or hook than the activation store.
@@ -259,6 +328,46 @@ def run_amortisation(context: StageContext) -> StageResult:
     return _run("amortisation", context)
 
 
+def run_probes(context: StageContext) -> StageResult:
+    """Write `probes`, `units` (Parquet and CSV), `weights.parquet`, `accuracy.csv`, `left_out.csv` and the figure.
+
+    Raises:
+        UserError: An unknown task, a task of structures without structures, or an SAE of another PLM, layer or hook.
+        DataError: A corrupted input, an empty split, or a wrong row of the label table.
+    """
+    return _run("probes", context)
+
+
+def run_patterns(context: StageContext) -> StageResult:
+    """Write `latents`, `families` (Parquet and CSV), `patterns.csv` and `figures/patterns.png`.
+
+    Raises:
+        UserError: The SAE belongs to another PLM, revision, layer or hook, or the label table is one of residues.
+        DataError: A corrupted input, an empty split, or a wrong row of the label table.
+    """
+    return _run("patterns", context)
+
+
+def run_clustering(context: StageContext) -> StageResult:
+    """Write `latents` (Parquet and CSV), `pairs.parquet` and `figures/clustering.png`.
+
+    Raises:
+        UserError: Structure is asked for and `ingest` was run without, or the SAE is of another PLM, layer or hook.
+        DataError: A corrupted input, an empty split, or no structure that covers enough of its protein.
+    """
+    return _run("clustering", context)
+
+
+def run_absorption(context: StageContext) -> StageResult:
+    """Write `concepts`, `unions`, `absorbers` (Parquet and CSV), `curve.csv` and `figures/absorption.png`.
+
+    Raises:
+        UserError: The SAE belongs to another PLM, revision, layer or hook than the activation store.
+        DataError: A corrupted input, an empty split, or an annotation outside its sequence.
+    """
+    return _run("absorption", context)
+
+
 def _run(name: str, context: StageContext) -> StageResult:
     import torch
 
@@ -269,5 +378,10 @@ def _run(name: str, context: StageContext) -> StageResult:
     inputs = Inputs.load(
         context.inputs["sequences"], context.inputs["activations"], context.inputs["sae"], root=context.root
     )
-    outcome = evaluation(name)(inputs, context.output, **context.params.model_dump())
+    arguments = {key: value for key, value in context.params.model_dump().items() if not key.endswith("_sha256")}
+    # A raw file is read where the wrapper has put it, its checksum verified.
+    arguments |= {
+        key: context.sources.get(key) for key in next(stage for stage in STAGES if stage.entry == name).optional_files
+    }
+    outcome = evaluation(name)(inputs, context.output, **arguments)
     return StageResult(metrics=outcome.metrics, summary=outcome.summary)

@@ -21,6 +21,7 @@ from plmsae.stages.catalog import sections, stages
 FOLDER = Path("presets")
 SOURCES = FOLDER / "sources"
 _DEMO = "params"
+_EVERYTHING = "full-evaluation"  # also runs what is not part of `dvc repro`
 _COMMENT = re.compile(r"\s#\s(.*)$")
 
 
@@ -64,7 +65,7 @@ def _render(path: Path, generated: str, root: Path) -> str:
         "# yaml-language-server: $schema=../params.schema.json",
         f"# {generated.replace('src/plmsae/stages', source)}",
         *_header(path),
-        f"# To run: cp {FOLDER.as_posix()}/{path.name} params.yaml && {_command(found)}",
+        f"# To run: cp {FOLDER.as_posix()}/{path.name} params.yaml && {_command(path, found)}",
     ]
     open_section = ""
     for stage in stages().values():
@@ -93,8 +94,10 @@ def _yaml(name: str, value: Any) -> list[str]:
     return [f"{name}: {text.removesuffix('...' + chr(10)).strip()}"]
 
 
-def _command(found: _Values) -> str:
+def _command(path: Path, found: _Values) -> str:
     """A corpus has no annotations, so what follows the training is evaluated on proteins that have some."""
+    if path.stem == _EVERYTHING:
+        return "dvc repro && dvc repro pipelines/evaluate/dvc.yaml"
     return "dvc repro train_sae" if found.values.get("ingest.mode") == "corpus" else "dvc repro"
 
 

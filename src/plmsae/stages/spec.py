@@ -12,7 +12,7 @@ from plmsae.params import Params
 
 Kind = Literal["sequences", "report", "activations", "sae", "result", "registration", "promotion"]
 Retry = Literal["none", "io", "gpu"]
-Pipeline = Literal["train", "sweep"]
+Pipeline = Literal["train", "sweep", "evaluate"]
 
 
 @dataclass(frozen=True)
