@@ -183,8 +183,11 @@ def test_every_stage_names_all_the_code_that_its_numbers_depend_on() -> None:
     # What a message, a bar or a parameter file looks like does not change a number.
     presentation = {"errors.py", "progress.py", "params.py"}
     for stage in stages().values():
-        needed = closure(PACKAGE / "stages" / f"{stage.name}.py") - presentation
-        assert needed == set(stage.code) - presentation, stage.id
+        work = PACKAGE.joinpath(*stage.run.partition(":")[0].split(".")[1:]).with_suffix(".py")
+        named = {code for code in stage.code if not code.startswith("stages/")}
+        assert closure(work) - presentation == named - presentation, stage.id
+        own = {f"stages/{stage.name}.py", *stage.code}
+        assert name_of(work) in own, f"{stage.id} does not name the module that does its work"
 
 
 def test_the_command_line_answers_help_without_heavy_imports() -> None:

@@ -32,6 +32,10 @@ def report(
     clustering_sha256: str,
     absorption: dsl.Input[dsl.Artifact],
     absorption_sha256: str,
+    controls: dsl.Input[dsl.Artifact],
+    controls_sha256: str,
+    layers: dsl.Input[dsl.Artifact],
+    layers_sha256: str,
     output: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
@@ -64,6 +68,10 @@ def report(
         clustering_sha256: Its checksum: the output `manifest_sha256` of evaluate@clustering.
         absorption: Output of evaluate@absorption.
         absorption_sha256: Its checksum: the output `manifest_sha256` of evaluate@absorption.
+        controls: Output of evaluate@controls.
+        controls_sha256: Its checksum: the output `manifest_sha256` of evaluate@controls.
+        layers: Output of evaluate@layers.
+        layers_sha256: Its checksum: the output `manifest_sha256` of evaluate@layers.
         output: Folder of kind 'report' with its manifest.
         metrics: Numbers for the UI.
         summary: One paragraph for people.

@@ -193,7 +193,7 @@ def fit_baselines(
         UserError: The number of components does not fit.
         DataError: The rows do not suffice.
     """
-    batches = list(_training_rows(inputs, num_rows))
+    batches = list(training_rows(inputs, num_rows))
     like, d = inputs.sae.config, inputs.sae.config.d_model
     sae = copy.deepcopy(inputs.sae)
     k = max(1, round(_measure(sae, batches)))
@@ -242,7 +242,8 @@ def _measure(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> float:
     return num_active / max(num_rows, 1)
 
 
-def _training_rows(inputs: Inputs, most: int | None) -> Iterator[Tensor]:
+def training_rows(inputs: Inputs, most: int | None) -> Iterator[Tensor]:
+    """The first rows of the store, in batches [R, d]; `most` None: as many as the SAE's maxima were taken over."""
     store = BlockStore(inputs.store, "train")
     left = int(inputs.sae.config.training.get("latent_max_rows", store.num_rows)) if most is None else most
     for rows in store.rows(ROWS_AT_ONCE):

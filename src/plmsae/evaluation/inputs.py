@@ -80,7 +80,7 @@ class Inputs(Proteins):
     store: Path
 
     @classmethod
-    def load(cls, sequences: Path, activations: Path, sae: Path, *, root: Path) -> Inputs:
+    def load(cls, sequences: Path, activations: Path, sae: Path, *, root: Path, plm: ProteinLM | None = None) -> Inputs:
         """Load the SAE and the model that it was trained on.
 
         Args:
@@ -88,6 +88,7 @@ class Inputs(Proteins):
             activations: Output folder of `extract_activations`.
             sae: Output folder of `train_sae`.
             root: The working folder, which a relative path of a local PLM starts from.
+            plm: The model, if it is loaded already.
 
         Raises:
             UserError: The SAE was trained on another PLM, revision, layer or hook than the store is of, or its
@@ -99,7 +100,7 @@ class Inputs(Proteins):
         folder = store_at(activations, model.config.layer, model.config.hook)
         store = read_metadata(folder)
         model.check_source(store.plm, store.plm_revision, store.layer, store.hook)
-        plm = load_plm(store.plm, store.plm_revision, root=root)
+        plm = plm or load_plm(store.plm, store.plm_revision, root=root)
         model.check_source(plm.name, plm.revision, store.layer, store.hook)
         plm.check_hook(store.layer, store.hook)
         return cls(sequences, plm, model.eval(), _mean(folder / "statistics.safetensors", plm.d_model), folder)

@@ -81,22 +81,27 @@ def _match(matched: Matched) -> dict[str, Any]:
     return {**numbers, "shares": shares, "by_rate": by_rate}
 
 
+def latent_table(name: str, matched: Matched) -> pd.DataFrame:
+    """One row per latent of an SAE: its match in the SAE that it is compared with, by activation and by atom."""
+    columns: dict[str, Any] = {
+        "sae": name,
+        "latent": np.arange(len(matched.fired["of_other"])),
+        "fires": matched.fired["of_other"],
+    }
+    for kind, title in (("of_other", "match"), ("one_to_one", "partner")):
+        partners = pd.Series(matched.partners[kind], dtype="Int64")
+        columns[title] = partners.mask(matched.partners[kind] == NO_PARTNER)
+        columns[f"{title}_correlation_valid"], columns[f"{title}_correlation_test"] = matched.correlations[kind]
+    if matched.cosines is not None:
+        columns["nearest_atom"], columns["nearest_atom_cosine"] = matched.cosines
+    return pd.DataFrame(columns)
+
+
 def latent_tables(found: Comparison) -> pd.DataFrame:
-    """One row per SAE but the first and latent: its match in the first SAE, by activation and by atom."""
-    tables = []
-    for member, matched in zip(found.members[1:], found.matched, strict=False):
-        columns: dict[str, Any] = {
-            "sae": member.name,
-            "latent": np.arange(member.sae.config.dictionary_size),
-            "fires": matched.fired["of_other"],
-        }
-        for kind, name in (("of_other", "match"), ("one_to_one", "partner")):
-            partners = pd.Series(matched.partners[kind], dtype="Int64")
-            columns[name] = partners.mask(matched.partners[kind] == NO_PARTNER)
-            columns[f"{name}_correlation_valid"], columns[f"{name}_correlation_test"] = matched.correlations[kind]
-        if matched.cosines is not None:
-            columns["nearest_atom"], columns["nearest_atom_cosine"] = matched.cosines
-        tables.append(pd.DataFrame(columns))
+    """The latents of every SAE but the first, each with its match in the first."""
+    tables = [
+        latent_table(member.name, matched) for member, matched in zip(found.members[1:], found.matched, strict=False)
+    ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
