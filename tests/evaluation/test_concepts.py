@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
 
 from plmsae.activations.blocks import BlockStore
 from plmsae.errors import DataError
@@ -102,6 +103,99 @@ def test_cysteine_is_all_there_is_to_a_disulfide_bond_for_a_letter(letters: tupl
     assert table.loc[("Disulfide bond", "residue"), "unit"] == "letters C"
     assert table.loc[("Disulfide bond", "residue"), "recall"] == 1.0
     assert table.loc[("Disulfide bond", "sae"), "unit"] == f"latent {LETTERS.index('C')}"
+
+
+def dense_test_set(inputs: Inputs) -> tuple[pd.DataFrame, dict[str, np.ndarray[Any, Any]], Any]:
+    """Test proteins, activations of SAE and neurons at all of their residues, and a function that labels a concept."""
+    proteins = inputs.split("test", None, 0)
+    found = {}
+    for units in (Units("sae", inputs.sae), Units("neurons", neurons(inputs))):
+        x = [inputs.plm.hidden(inputs.plm.tokenize([s]), inputs.sae.config.layer) for s in proteins["sequence"]]
+        found[units.method] = units.activations(torch.cat(x)).toarray()
+    annotations = read_annotations(inputs.sequences)
+    start = dict(zip(proteins["accession"], np.concatenate([[0], np.cumsum(proteins["length"])[:-1]]), strict=True))
+
+    def labelled(keep: Any) -> np.ndarray[Any, Any]:
+        mask = np.zeros(int(proteins["length"].sum()), dtype=bool)
+        for row in annotations.itertuples():
+            if row.accession in start and (kept := keep(row)) is not None:
+                mask[[start[row.accession] + position for position in kept]] = True
+        return mask
+
+    return proteins, found, labelled
+
+
+def residues_of(kind: str) -> Any:
+    def keep(row: Any) -> Any:
+        if row.type != kind:
+            return None
+        return {row.start, row.end - 1} if kind in PAIR_TYPES else range(row.start, row.end)
+
+    return keep
+
+
+def test_areas_are_those_of_scikit_learn_on_all_test_residues(inputs: Inputs, tmp_path: Path) -> None:
+    metrics = evaluate(inputs, tmp_path, **OPTIONS).metrics
+    table = pd.read_parquet(tmp_path / "concepts.parquet")
+    _, dense, labelled = dense_test_set(inputs)
+    compared = 0
+    for row in table[(table["subtype"] == "") & (table["method"] != "residue")].itertuples():
+        truth = labelled(residues_of(row.type))
+        assert row.prevalence == pytest.approx(truth.mean())
+        expected = average_precision_score(truth, dense[row.method][:, row.latent])
+        assert row.auprc == pytest.approx(expected, abs=5e-4), row.concept
+        assert row.auprc_low <= row.auprc <= row.auprc_high
+        compared += 1
+    assert compared >= 16
+    letters = table[table["method"] == "residue"].set_index("concept")
+    assert letters.loc["Disulfide bond", "auprc"] > 5 * letters.loc["Disulfide bond", "prevalence"]
+    for method, part in table.groupby("method"):
+        assert metrics[f"mean_auprc_{method}"] == pytest.approx(part["auprc"].mean())
+        assert metrics[f"mean_auprc_{method}_low"] < metrics[f"mean_auprc_{method}"]
+        assert metrics[f"mean_auprc_{method}"] < metrics[f"mean_auprc_{method}_high"]
+
+
+def test_derived_concepts_stand_beside_the_others_and_change_nothing_of_them(
+    letters: tuple[Inputs, Outcome, Path], tmp_path: Path
+) -> None:
+    inputs, outcome, folder = letters
+    wanted = [
+        {"of": "Helix", "first": 2},
+        {"of": "Beta strand", "near": "Binding site", "within": 8},
+        {"of": "Zinc finger", "near": "Transmembrane", "within": 0},
+    ]
+    found = evaluate(inputs, tmp_path, **OPTIONS, derived=wanted)
+    assert {name: value for name, value in found.metrics.items() if not name.startswith("derived_")} == outcome.metrics
+    assert found.summary.startswith(outcome.summary)
+    for path in folder.rglob("*.*"):
+        assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name
+    table = pd.read_parquet(tmp_path / "derived.parquet")
+    ours = table[table["method"] == "sae"].set_index("concept")
+    assert list(ours.index) == ["Beta strand, within 8 of Binding site", "Helix, first 2 residues"]
+    assert pd.read_csv(tmp_path / "derived_left_out.csv")["concept"].tolist() == [
+        "Zinc finger, within 0 of Transmembrane"
+    ]
+    assert (found.metrics["derived_num_concepts"], found.metrics["derived_num_concepts_left_out"]) == (2, 1)
+    assert found.metrics["derived_mean_f1_sae"] == pytest.approx(ours["f1_test"].mean())
+    assert found.metrics["derived_mean_auprc_sae"] == pytest.approx(ours["auprc"].mean())
+    # The selected letter's score on the first two residues of every helix, residue by residue.
+    row = ours.loc["Helix, first 2 residues"]
+    proteins, _, labelled = dense_test_set(inputs)
+    truth = labelled(lambda one: range(one.start, min(one.end, one.start + 2)) if one.type == "Helix" else None)
+    on = np.array([letter == LETTERS[row["latent"]] for letter in "".join(proteins["sequence"])])
+    assert row["precision"] == pytest.approx((on & truth).sum() / on.sum())
+    assert row["num_residues_test"] == truth.sum()
+    assert row["auprc"] == pytest.approx(average_precision_score(truth, on), abs=1e-6)
+
+
+def test_derived_concepts_that_are_too_rare_leave_an_empty_table(
+    letters: tuple[Inputs, Outcome, Path], tmp_path: Path
+) -> None:
+    wanted = [{"of": "Zinc finger", "near": "Transmembrane", "within": 0}]
+    found = evaluate(letters[0], tmp_path, **OPTIONS, derived=wanted)
+    assert found.metrics["derived_num_concepts"] == 0
+    assert pd.read_parquet(tmp_path / "derived.parquet").empty
+    assert "None of the 1 derived concepts" in found.summary
 
 
 def test_tables_metrics_and_summary_agree(inputs: Inputs, tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ Concept A:
 
 Selected: D by latent 0 above .5 (F1 1); A by latent 1 above .15 (F1 2/3).
 
+Average precision, over residues, of the selected (a residue at which a latent is silent comes last, with all such):
+
+    D, latent 0   P1 4 labelled: 1 of 1    P3 2 labelled: 2 of 2    P1 9 not    the other 6 of 8 labelled: 8 of 24
+                  1/8·1 + 1/8·1 + 6/8·8/24 = 1/2
+    A, latent 1   P1 6 labelled: 1 of 1    P2 3 labelled: 2 of 2    P2 4 and P3 5 not    P2 7: 3 of 24
+                  1/3·1 + 1/3·1 + 1/3·3/24 = 17/24
+
 Letters. D: the instances hold K L H / H H S C / M H, so that H alone hits all three. H stands on 5 residues (P1 4 5,
 P2 3, P3 2 3), of which P1 4, P1 5 and P3 2 are labelled: precision 3/5, recall 1, F1 = 3/4. Adding C (P1 7 labelled,
 P2 4 not) gives precision 4/7, F1 = 8/11 < 3/4; adding S (P1 6; P2 2), K (P1 2; P2 5) or L (P1 3; P2 6) gives the same,
@@ -61,6 +68,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from plmsae.evaluation.average_precision import LevelCounter
 from plmsae.evaluation.counts import ConceptCounter, count_rows
 from plmsae.evaluation.labels import concepts_of
 from plmsae.evaluation.residue_labels import Labels
@@ -172,6 +180,15 @@ def test_counts_of_the_selected_per_protein(labels: Labels, activations: sparse.
     assert rows.hits.tolist() == [[2, 1], [0, 1], [1, 0]]
     assert labels.residues_per_row().tolist() == [[6, 1], [0, 2], [2, 0]]
     assert labels.instances_per_row().tolist() == [[2, 1], [0, 2], [1, 0]]
+
+
+@pytest.mark.parametrize("batches", [[(0, 3)], [(0, 1), (1, 2), (2, 3)]])
+def test_average_precision(labels: Labels, activations: sparse.csr_matrix, batches: list[tuple[int, int]]) -> None:
+    counter = LevelCounter(np.array([0, 1]), np.array([0, 1, 2]))
+    for first, last in batches:
+        low, high = labels.row_starts[first], labels.row_starts[last]
+        counter.add(counter.read(activations[low:high], labels.batch(first, last), first))
+    np.testing.assert_allclose(counter.result(labels, 1, 0).values, [1 / 2, 17 / 24])
 
 
 def test_letters(labels: Labels) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from plmsae.errors import DataError
 from plmsae.evaluation import concepts, fidelity, selection
 from plmsae.evaluation.inputs import Inputs
-from plmsae.evaluation.selection import concept_scores, fidelity_scores, halves
+from plmsae.evaluation.selection import concept_scores, cut, fidelity_scores
 from plmsae.plms.base import ProteinLM
 from plmsae.proteins.tables import read_annotations, read_sequences, write_annotations, write_sequences
 from plmsae.saes import build
@@ -78,16 +78,17 @@ def test_fidelity_is_that_of_the_evaluation(inputs: Inputs, saes: dict[str, Spar
     assert scores["random"] < 90
 
 
+@pytest.mark.parametrize("share", [0.5, 0.2])
 def test_concepts_are_those_of_the_evaluation_with_a_part_as_test(
-    inputs: Inputs, saes: dict[str, SparseAutoencoder], tmp_path: Path
+    inputs: Inputs, saes: dict[str, SparseAutoencoder], tmp_path: Path, share: float
 ) -> None:
     table = read_sequences(inputs.sequences)
     valid = table[table["split"] == "valid"].sort_values(["accession", "offset"])
-    _, second = halves(valid, CONCEPTS["seed"])
+    _, second = cut(valid, CONCEPTS["seed"], share)
     table["split"] = table["split"].where(table["split"] == "valid", "train")
     table.loc[table["accession"].isin(second["accession"]), "split"] = "test"
     other = relabelled(inputs, tmp_path / "ingest", table)
-    scores = concept_scores(inputs, saes, **CONCEPTS)
+    scores = concept_scores(inputs, saes, **CONCEPTS, **({} if share == 0.5 else {"scored_share": share}))
     for name, sae in saes.items():
         options = {**CONCEPTS, **INTERVALS, "concepts_per_latent": 1}
         (tmp_path / name).mkdir()
@@ -133,13 +134,14 @@ def test_what_cannot_be_scored_is_said(inputs: Inputs, saes: dict[str, SparseAut
         lambda rows: len({cluster for cluster, _ in rows}) > 1
     ),
     st.integers(0, 2**53 - 1),
+    st.sampled_from([0.1, 0.2, 0.5, 0.9]),
 )
-def test_halves_share_no_cluster_and_are_about_as_long(rows: list[tuple[int, int]], seed: int) -> None:
+def test_parts_share_no_cluster_and_are_as_long_as_asked(rows: list[tuple[int, int]], seed: int, share: float) -> None:
     table = pd.DataFrame(
         [(str(c), length, n) for n, (c, length) in enumerate(rows)], columns=["cluster", "length", "n"]
     )
-    first, second = halves(table, seed)
+    first, second = cut(table, seed, share)
     assert sorted([*first["n"], *second["n"]]) == list(range(len(rows)))
     assert not set(first["cluster"]) & set(second["cluster"])
     longest = table.groupby("cluster")["length"].sum().max()
-    assert abs(first["length"].sum() - second["length"].sum()) <= longest
+    assert abs(second["length"].sum() - share * table["length"].sum()) <= longest * max(share, 1 - share) + 1e-6

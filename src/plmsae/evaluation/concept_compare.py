@@ -83,7 +83,7 @@ def score_rows(
 
 def mean_interval(tested: Tested, confidence: float) -> Interval:
     """Mean F1 over concepts."""
-    return _mean(tested.scores.f1, tested.samples, confidence)
+    return mean_over_concepts(tested.scores.f1, tested.samples, confidence)
 
 
 def bounds(tested: Tested, confidence: float) -> tuple[Floats, Floats]:
@@ -95,10 +95,13 @@ def difference(ours: Tested, theirs: Tested, confidence: float) -> Difference:
     """Paired difference of two methods that were resampled alike."""
     samples = ours.samples - theirs.samples
     low, high = percentile_bounds(samples, confidence)
-    return Difference(low=low, high=high, mean=_mean(ours.scores.f1 - theirs.scores.f1, samples, confidence))
+    return Difference(
+        low=low, high=high, mean=mean_over_concepts(ours.scores.f1 - theirs.scores.f1, samples, confidence)
+    )
 
 
-def _mean(values: Floats, samples: Floats, confidence: float) -> Interval:
+def mean_over_concepts(values: Floats, samples: Floats, confidence: float) -> Interval:
+    """Mean of [S] scores with the interval of its resamples [num_resamples, S]."""
     # A concept without an instance in a resample has no score there and leaves that resample's mean.
     num_defined = (~np.isnan(samples)).sum(axis=1)
     means = np.where(num_defined > 0, np.nansum(samples, axis=1) / np.maximum(num_defined, 1), np.nan)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from plmsae.errors import DataError
+from plmsae.evaluation.derived_concepts import Derived, derived_annotations
 from plmsae.evaluation.inputs import Proteins
 from plmsae.evaluation.labels import Concept, check_positions, concepts_of, evaluated_concepts
 from plmsae.evaluation.residue_labels import Labels
@@ -44,10 +45,11 @@ class ConceptData:
     """What the evaluation scores.
 
     Attributes:
-        concepts: The C concepts.
+        concepts: The C concepts, derived ones last.
         table: One row per concept: concept, type, subtype, recall_over, and num_instances_*, num_residues_* and
             num_proteins_* of both splits.
-        left_out: Concepts that are not scored, and why.
+        left_out: Concepts that are not scored, and why; without derived ones.
+        derived_left_out: The same for derived ones.
         valid: Split for selection.
         test: Split for the reported numbers.
     """
@@ -55,6 +57,7 @@ class ConceptData:
     concepts: tuple[Concept, ...]
     table: pd.DataFrame
     left_out: pd.DataFrame
+    derived_left_out: pd.DataFrame
     valid: Split
     test: Split
 
@@ -62,6 +65,21 @@ class ConceptData:
     def residue_level(self) -> NDArray[np.bool_]:
         """[C] true where recall counts residues."""
         return np.array([concept.residue_level for concept in self.concepts], dtype=bool)
+
+    @property
+    def num_named(self) -> int:
+        """Concepts that are not derived; they come first."""
+        return sum(not concept.derived for concept in self.concepts)
+
+    def part(self, derived: bool) -> ConceptData:
+        """Only the derived concepts, or only the others, of the same splits, whose labels stay whole."""
+        which = slice(self.num_named, None) if derived else slice(0, self.num_named)
+        return replace(
+            self,
+            concepts=self.concepts[which],
+            table=self.table.iloc[which].reset_index(drop=True),
+            left_out=self.derived_left_out if derived else self.left_out,
+        )
 
     def sizes(self) -> dict[str, int]:
         """What was scored on how much, as metrics."""
@@ -76,7 +94,14 @@ class ConceptData:
 
 
 def load(
-    inputs: Proteins, *, max_proteins: int | None, min_instances: int, min_proteins: int, max_tokens: int, seed: int
+    inputs: Proteins,
+    *,
+    max_proteins: int | None,
+    min_instances: int,
+    min_proteins: int,
+    max_tokens: int,
+    seed: int,
+    derived: Sequence[Derived] = (),
 ) -> ConceptData:
     """Read annotations, choose concepts and build labels.
 
@@ -87,12 +112,13 @@ def load(
         min_proteins: Proteins with one that it needs in each split.
         max_tokens: Tokens per batch.
         seed: Seed of the subset.
+        derived: Derived concepts to label as well.
 
     Raises:
         DataError: An annotation outside its sequence, or two rows with one accession and offset.
     """
     proteins = {split: inputs.split(split, max_proteins, seed) for split in SPLITS}
-    return build(inputs.annotations(), proteins, min_instances, min_proteins, max_tokens)
+    return build(inputs.annotations(), proteins, min_instances, min_proteins, max_tokens, derived)
 
 
 def build(
@@ -101,6 +127,7 @@ def build(
     min_instances: int,
     min_proteins: int,
     max_tokens: int,
+    derived: Sequence[Derived] = (),
 ) -> ConceptData:
     """Choose concepts and build labels for given proteins.
 
@@ -110,11 +137,14 @@ def build(
         min_instances: See `load`.
         min_proteins: See `load`.
         max_tokens: See `load`.
+        derived: See `load`.
 
     Raises:
         DataError: See `load`.
     """
     concepts, membership = concepts_of(annotations)
+    if derived:
+        concepts, membership, annotations = _with_derived(annotations, concepts, membership, proteins, derived)
     ordered, starts, rows = {}, {}, {}
     for split in SPLITS:
         batches = length_sorted_batches(proteins[split]["length"].to_numpy(), max_tokens)
@@ -148,7 +178,37 @@ def build(
         )
         splits[split] = Split(proteins=ordered[split], batches=starts[split], labels=labels)
     kept = tuple(concepts[index] for index in chosen)
-    return ConceptData(kept, _table(kept, splits), left_out, valid=splits["valid"], test=splits["test"])
+    of_derived = left_out["concept"].isin([concept.name for concept in concepts if concept.derived])
+    return ConceptData(
+        kept,
+        _table(kept, splits),
+        left_out=left_out[~of_derived].reset_index(drop=True),
+        derived_left_out=left_out[of_derived].reset_index(drop=True),
+        valid=splits["valid"],
+        test=splits["test"],
+    )
+
+
+def _with_derived(
+    annotations: pd.DataFrame,
+    concepts: tuple[Concept, ...],
+    membership: NDArray[np.int64],
+    proteins: Mapping[str, pd.DataFrame],
+    derived: Sequence[Derived],
+) -> tuple[tuple[Concept, ...], NDArray[np.int64], pd.DataFrame]:
+    """Concepts, membership and annotations of the splits' proteins, with derived ones after the others."""
+    table = pd.concat([proteins[split] for split in SPLITS], ignore_index=True)
+    row = _rows_of(annotations, table)
+    inside = np.flatnonzero(row >= 0)
+    annotations, membership = annotations.iloc[inside].reset_index(drop=True), membership[inside]
+    lengths = table["length"].to_numpy().astype(np.int64)[row[inside]]
+    found, which = derived_annotations(annotations, concepts, membership, lengths, derived)
+    more = np.stack([len(concepts) + which, np.full(len(which), -1)], axis=1)
+    return (
+        (*concepts, *(one.concept for one in derived)),
+        np.concatenate([membership, more]),
+        pd.concat([annotations, found], ignore_index=True),
+    )
 
 
 def _rows_of(annotations: pd.DataFrame, proteins: pd.DataFrame) -> NDArray[np.int64]:

@@ -11,12 +11,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from plmsae.evaluation.bootstrap import Floats, Interval
-from plmsae.evaluation.concept_compare import Difference, Resampling, Tested, bounds, difference, mean_interval
+from plmsae.evaluation.average_precision import AveragePrecision
+from plmsae.evaluation.bootstrap import Floats, Interval, percentile_bounds
+from plmsae.evaluation.concept_compare import (
+    Difference,
+    Resampling,
+    Tested,
+    bounds,
+    difference,
+    mean_interval,
+    mean_over_concepts,
+)
 from plmsae.evaluation.concept_data import ConceptData
 from plmsae.evaluation.concept_figure import draw
 from plmsae.evaluation.inputs import Outcome
-from plmsae.evaluation.scores import NO_LATENT, Pairs
+from plmsae.evaluation.scores import NO_LATENT, Pairs, Scores
 from plmsae.saes.config import SaeConfig
 
 HALF = 0.5
@@ -35,6 +44,7 @@ class MethodResult:
         f1_valid: [C] F1 that it was selected by.
         tested: Test scores.
         pairs: Pairs of concept and unit above 0.5 on both splits, for methods that have units.
+        average_precision: On test, where it was asked for.
     """
 
     name: str
@@ -44,6 +54,23 @@ class MethodResult:
     f1_valid: Floats
     tested: Tested
     pairs: Pairs | None
+    average_precision: AveragePrecision | None = None
+
+    def concepts(self, which: slice) -> MethodResult:
+        """Only some of the concepts; `pairs`, which are of all of them, are left out."""
+        scores, area = self.tested.scores, self.average_precision
+        return MethodResult(
+            name=self.name,
+            units=self.units[which],
+            latents=self.latents[which],
+            thresholds=self.thresholds[which],
+            f1_valid=self.f1_valid[which],
+            tested=Tested(
+                Scores(scores.precision[which], scores.recall[which], scores.f1[which]), self.tested.samples[:, which]
+            ),
+            pairs=None,
+            average_precision=area and AveragePrecision(area.values[which], area.samples[:, which]),
+        )
 
 
 def report(
@@ -82,7 +109,7 @@ def report(
     ranks = pd.DataFrame({"rank": np.arange(1, len(data.concepts) + 1)} | {k: -np.sort(-v) for k, v in f1.items()})
     ranks.to_csv(output / "f1_by_rank.csv", index=False, float_format="%.6g", lineterminator="\n")
     draw(data.table["concept"].tolist(), f1, over_letters["sae"].low > 0, means, config.layer, output / "figures")
-    metrics = _metrics(data, results, over_letters, over_neurons, means)
+    metrics = concept_metrics(data, results, over_letters, over_neurons, means, how.confidence)
     return Outcome(metrics, _summary(metrics, means, over_neurons, over_letters["sae"], config, how.confidence))
 
 
@@ -114,6 +141,11 @@ def concept_table(
     for order, result in enumerate(results):
         scores = result.tested.scores
         low, high = bounds(result.tested, how.confidence)
+        ranked = {}
+        if (area := result.average_precision) is not None:
+            auprc_low, auprc_high = percentile_bounds(area.samples, how.confidence)
+            ranked = {"auprc": area.values, "auprc_low": auprc_low, "auprc_high": auprc_high}
+            ranked["prevalence"] = data.table["num_residues_test"].to_numpy() / data.test.labels.num_residues
         beats = over_letters[result.name].low > 0 if result.name in over_letters else np.zeros(len(letters), bool)
         latents = pd.Series(result.latents, dtype="Int64").mask(result.latents == NO_LATENT)
         tables.append(
@@ -130,6 +162,7 @@ def concept_table(
                 recall=scores.recall,
                 f1_residue=letters,
                 beats_residue=beats,
+                **ranked,
                 **{name: data.table[name] for name in data.table.columns if name.startswith("num_")},
                 order=order,
             )
@@ -138,13 +171,24 @@ def concept_table(
     return table.sort_values(["concept", "order"], kind="stable").drop(columns="order").reset_index(drop=True)
 
 
-def _metrics(
+def concept_metrics(
     data: ConceptData,
     results: Sequence[MethodResult],
     over_letters: Mapping[str, Difference],
     over_neurons: Difference,
     means: Mapping[str, Interval],
+    confidence: float,
 ) -> dict[str, float | int]:
+    """The numbers of `metrics.json`.
+
+    Args:
+        data: Concepts and splits.
+        results: Methods.
+        over_letters: Method -> its gain over the letters.
+        over_neurons: The SAE's gain over the neurons.
+        means: Method -> mean F1 over concepts.
+        confidence: Coverage of the intervals.
+    """
     metrics: dict[str, float | int] = {
         **data.sizes(),
         "num_concepts_better_than_neurons": int((over_neurons.low > 0).sum()),
@@ -159,6 +203,8 @@ def _metrics(
     put("f1_gain_over_residue", over_letters["sae"].mean)
     for result in results:
         put(f"mean_f1_{result.name}", means[result.name])
+        if (area := result.average_precision) is not None:
+            put(f"mean_auprc_{result.name}", mean_over_concepts(area.values, area.samples, confidence))
         metrics[f"num_concepts_above_half_{result.name}"] = int((result.tested.scores.f1 > HALF).sum())
         if result.pairs is not None:
             metrics[f"num_pairs_above_half_{result.name}"] = result.pairs.num_pairs
@@ -191,8 +237,16 @@ def _summary(
         f"interval on {metrics['num_concepts_better_than_residue_sae']} of {num_concepts} concepts, and only those are "
         f"discoveries. Concepts with a test F1 above 0.5: SAE {metrics['num_concepts_above_half_sae']}, neurons "
         f"{metrics['num_concepts_above_half_neurons']}, letters {metrics['num_concepts_above_half_residue']}. "
+        f"{_areas(metrics)}"
         f"Brackets: {confidence:.0%} bootstrap intervals over test proteins."
     )
+
+
+def _areas(metrics: Mapping[str, float | int]) -> str:
+    """Mean AUPRC of the methods that have one."""
+    names = {"sae": "SAE", "neurons": "neurons", "residue": "letters, ranked"}
+    found = [f"{text} {metrics[key]:.3f}" for name, text in names.items() if (key := f"mean_auprc_{name}") in metrics]
+    return f"Mean area under the precision-recall curve of the same units: {', '.join(found)}. " if found else ""
 
 
 def _verdict(other: str, gain: Interval) -> str:

@@ -2,22 +2,29 @@
 
 InterPLM's protocol (Simon & Zou 2024) on splits separated by homology. On the validation split the unit and the
 threshold with the highest F1 are selected for each concept; both are carried to the test split unchanged, and a concept
-that is missed counts as 0. All methods are scored on the same residues and resampled with the same proteins.
+that is missed counts as 0. All methods are scored on the same residues and resampled with the same proteins. Beside F1
+stands the average precision of the same unit on test, which needs no threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plmsae.evaluation import concept_data
+from plmsae.evaluation.average_precision import LevelCounter, groups_of, letter_average_precision
 from plmsae.evaluation.concept_compare import Resampling, score_rows
 from plmsae.evaluation.concept_data import ConceptData
 from plmsae.evaluation.concept_report import MethodResult, nothing_to_score, report
 from plmsae.evaluation.counts import RowCounts, count_rows
+from plmsae.evaluation.derived_concepts import parse
+from plmsae.evaluation.derived_report import report_derived
 from plmsae.evaluation.inputs import Inputs, Outcome
 from plmsae.evaluation.passes import Predictors, run_split
 from plmsae.evaluation.residue_letters import letter_codes, letters_text, select_letters
@@ -42,6 +49,7 @@ def evaluate(
     max_tokens: int,
     threads: int,
     seed: int,
+    derived: Sequence[Mapping[str, Any]] = (),
 ) -> Outcome:
     """Score the SAE, the neurons and the residue letters against the concepts of the annotations.
 
@@ -58,6 +66,7 @@ def evaluate(
         max_tokens: Tokens per batch.
         threads: Batches that are run at once; the numbers do not depend on it.
         seed: Seed of subset and bootstrap.
+        derived: Derived concepts (`derived_concepts.Derived`), scored in the same passes and reported apart.
     """
     data = concept_data.load(
         inputs,
@@ -66,10 +75,12 @@ def evaluate(
         min_proteins=min_proteins,
         max_tokens=max_tokens,
         seed=seed,
+        derived=parse(derived),
     )
-    data.left_out.to_csv(output / "left_out.csv", index=False, lineterminator="\n")
-    if not data.concepts:
-        return nothing_to_score(data, output, min_instances, min_proteins)
+    named = data.part(derived=False)
+    named.left_out.to_csv(output / "left_out.csv", index=False, lineterminator="\n")
+    if not named.concepts:
+        return nothing_to_score(named, output, min_instances, min_proteins)
     how = Resampling(num_resamples, confidence, seed)
     methods = [Units("sae", inputs.sae), Units("neurons", neurons(inputs))]
     residues_valid, instances_valid = data.valid.labels.num_residues_of(), data.valid.labels.num_instances_of()
@@ -80,12 +91,23 @@ def evaluate(
     del valid  # counts are as large as the F1 they became
     selections = [select(f1) for f1 in f1_valid]
     predictors = [Predictors.of(selection) for selection in selections]
-    test = run_split(inputs, data.test, methods, thresholds, title=_TITLE, threads=threads, predictors=predictors)
+    groups = groups_of(data.test.owners, seed)
+    counters = [LevelCounter(selection.latents, groups) for selection in selections]
+    test = run_split(
+        inputs,
+        data.test,
+        methods,
+        thresholds,
+        title=_TITLE,
+        threads=threads,
+        predictors=predictors,
+        level_counters=counters,
+    )
     f1_test = [f1_of(each, residues_test, instances_test, data.residue_level) for each in test.counts]
     test.counts.clear()
 
     results = []
-    for method, selection, found, again, counted in zip(methods, selections, f1_valid, f1_test, test.rows, strict=True):
+    for place, (method, selection) in enumerate(zip(methods, selections, strict=True)):
         some = selection.latents != NO_LATENT
         results.append(
             MethodResult(
@@ -94,13 +116,46 @@ def evaluate(
                 latents=selection.latents,
                 thresholds=np.where(some, np.asarray(thresholds)[selection.thresholds], np.nan),
                 f1_valid=selection.f1,
-                tested=score_rows(counted, data.test.labels, data.test.owners, data.residue_level, how),
-                pairs=confirmed_pairs(found, again, F1_BOUND),
+                tested=score_rows(test.rows[place], data.test.labels, data.test.owners, data.residue_level, how),
+                pairs=None,
+                average_precision=counters[place].result(data.test.labels, num_resamples, seed),
             )
         )
-    results.append(residue_letters(data, how))
-    best = best_concepts(f1_valid[0], f1_test[0], concepts_per_latent)
-    return report(data, results, best, thresholds, how, inputs.sae.config, output)
+    results.append(_with_letter_ranking(residue_letters(data, how), data, groups, how))
+
+    def part(which: slice) -> list[MethodResult]:
+        units = [
+            replace(
+                result.concepts(which), pairs=confirmed_pairs(f1_valid[place][which], f1_test[place][which], F1_BOUND)
+            )
+            for place, result in enumerate(results[:-1])
+        ]
+        return [*units, results[-1].concepts(which)]
+
+    first = slice(0, data.num_named)
+    best = best_concepts(f1_valid[0][first], f1_test[0][first], concepts_per_latent)
+    outcome = report(named, part(first), best, thresholds, how, inputs.sae.config, output)
+    if not derived:
+        return outcome
+    rest = slice(data.num_named, None)
+    more = report_derived(data.part(derived=True), part(rest), how, output)
+    return Outcome({**outcome.metrics, **more.metrics}, f"{outcome.summary} {more.summary}")
+
+
+def _with_letter_ranking(
+    result: MethodResult, data: ConceptData, groups: NDArray[np.int64], how: Resampling
+) -> MethodResult:
+    """The letters with their average precision: not that of the chosen set, but of all letters ranked."""
+    found = letter_average_precision(
+        data.valid.labels,
+        letter_codes(data.valid.proteins["sequence"]),
+        data.test.labels,
+        letter_codes(data.test.proteins["sequence"]),
+        groups,
+        how.num_resamples,
+        how.seed,
+    )
+    return replace(result, average_precision=found)
 
 
 def residue_letters(data: ConceptData, how: Resampling) -> MethodResult:

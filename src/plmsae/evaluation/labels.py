@@ -59,11 +59,13 @@ class Concept:
         name: Unique name for people, e.g. `Domain: SH3`.
         type: Annotation type, e.g. `Domain`.
         subtype: What note or ligand names, without instance numbers; empty for the type-level concept.
+        derived: True for one that annotations imply and none names (`derived_concepts`).
     """
 
     name: str
     type: str
     subtype: str
+    derived: bool = False
 
     @property
     def residue_level(self) -> bool:
@@ -201,7 +203,7 @@ def evaluated_concepts(
     index = {concept: number for number, concept in enumerate(concepts)}
     twin = np.zeros(len(concepts), dtype=bool)
     for number, concept in enumerate(concepts):
-        if concept.subtype:
+        if concept.subtype and not concept.derived:
             broad = index[type_level_concept(concept.type)]
             twin[number] = bool((instances[:, number] == instances[:, broad]).all())
     chosen = frequent & ~twin

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plmsae.evaluation.average_precision import LevelCounter
 from plmsae.evaluation.concept_data import Split
 from plmsae.evaluation.counts import ConceptCounter, Counts, RowCounts, count_rows
 from plmsae.evaluation.inputs import Inputs
@@ -90,6 +91,7 @@ def run_split(
     title: str,
     threads: int,
     predictors: Sequence[Predictors] | None = None,
+    level_counters: Sequence[LevelCounter] = (),
     observe: Callable[[Batch], Any] | None = None,
     count: bool = True,
 ) -> SplitRun:
@@ -103,6 +105,7 @@ def run_split(
         title: Name on the progress line.
         threads: Batches that are run at once; the numbers do not depend on it.
         predictors: Per method, predictors to count sequence by sequence.
+        level_counters: Per method, gets the activations of its predictors; none if they are not asked for.
         observe: Called for every batch on one of the threads; must not change shared state.
         count: Whether all units are counted against all concepts.
     """
@@ -114,7 +117,7 @@ def run_split(
     sequences, accessions = split.proteins["sequence"].tolist(), split.proteins["accession"].tolist()
     config = inputs.sae.config
 
-    def run(place: tuple[int, int]) -> tuple[Batch, list[RowCounts], Any]:
+    def run(place: tuple[int, int]) -> tuple[Batch, list[RowCounts], list[Any], Any]:
         first, last = place
         tokens = inputs.plm.tokenize(sequences[first:last], accessions[first:last])
         x = inputs.plm.hidden(tokens, config.layer, config.hook)
@@ -124,14 +127,17 @@ def run_split(
         found = [
             count_predictors(each, given, levels, batch.labels) for each, given in zip(activations, predictors or ())
         ]
-        return batch, found, observe(batch) if observe else None
+        levels_found = [each.read(part, batch.labels, first) for each, part in zip(level_counters, activations)]
+        return batch, found, levels_found, observe(batch) if observe else None
 
     with Progress(title, split.labels.num_residues, "residues") as progress:
-        for batch, found, seen in ordered_map(run, pairwise(split.batches.tolist()), threads):
+        for batch, found, levels_found, seen in ordered_map(run, pairwise(split.batches.tolist()), threads):
             for counter, activations in zip(counters, batch.activations):
                 counter.add(activations, batch.labels)
             for pieces, piece in zip(rows, found):
                 pieces.append(piece)
+            for level_counter, levels_seen in zip(level_counters, levels_found):
+                level_counter.add(levels_seen)
             observed.append(seen)
             progress.update(batch.labels.num_residues)
     joined = [RowCounts.concatenate(pieces) for pieces in rows] if predictors is not None else []

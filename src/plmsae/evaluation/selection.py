@@ -120,6 +120,7 @@ def concept_scores(
     max_tokens: int,
     threads: int,
     seed: int,
+    scored_share: float = 0.5,
 ) -> dict[str, float]:
     """Mean F1 over concepts of each SAE's best units, on the part of the validation split that did not choose them.
 
@@ -133,6 +134,7 @@ def concept_scores(
         max_tokens: Tokens per batch.
         threads: Batches that are run at once; the numbers do not depend on it.
         seed: Seed of the subset and of the cut.
+        scored_share: Share of the validation residues that score; the others select units and thresholds.
 
     Returns:
         Name -> score in [0, 1]; 0 for an SAE that never fired on the training residues.
@@ -140,7 +142,7 @@ def concept_scores(
     Raises:
         DataError: No validation proteins, or no concept that is frequent enough.
     """
-    first, second = halves(inputs.split("valid", max_proteins, seed), seed)
+    first, second = cut(inputs.split("valid", max_proteins, seed), seed, scored_share)
     data = concept_data.build(
         inputs.annotations(), {"valid": first, "test": second}, min_instances, min_proteins, max_tokens
     )
@@ -190,18 +192,22 @@ def _concept_f1(
     ]
 
 
-def halves(proteins: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two parts of about as many residues, with every homology cluster whole in one of them.
+def cut(proteins: pd.DataFrame, seed: int, share: float = 0.5) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two parts, with every homology cluster whole in one of them.
 
     Args:
         proteins: Rows of `sequences.parquet`.
-        seed: Seed of the order in which clusters are dealt, each to the part that is shorter so far.
+        seed: Seed of the order in which clusters are dealt, each to the part that lacks more of its share so far.
+        share: Share of the residues that the second part gets, off by less than the longest cluster.
+
+    Raises:
+        DataError: There is one homology cluster.
     """
     lengths = proteins.groupby("cluster", sort=True)["length"].sum()
     parts: tuple[list[str], list[str]] = ([], [])
     totals = [0, 0]
     for place in np.random.default_rng(seed).permutation(len(lengths)):
-        shorter = int(totals[1] < totals[0])
+        shorter = int(totals[1] * (1 - share) < totals[0] * share)
         parts[shorter].append(str(lengths.index[place]))
         totals[shorter] += int(lengths.iloc[place])
     first, second = (proteins[proteins["cluster"].isin(part)].reset_index(drop=True) for part in parts)
