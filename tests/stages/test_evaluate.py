@@ -12,9 +12,16 @@ from safetensors.torch import save_file
 
 from plmsae.errors import DataError, UserError
 from plmsae.evaluation import evaluation, evaluations
-from plmsae.params import Params
+from plmsae.params import Params, ParamsFile
 from plmsae.plms.base import ProteinLM
-from plmsae.stages.evaluate import STAGES, AmortisationParams, BaselinesParams, ConceptsParams, FidelityParams
+from plmsae.stages.evaluate import (
+    STAGES,
+    AmortisationParams,
+    BaselinesParams,
+    ConceptsParams,
+    DerivedParams,
+    FidelityParams,
+)
 from plmsae.stages.evaluation_params import AbsorptionParams, ClusteringParams, PatternsParams, ProbesParams
 from plmsae.stages.spec import StageContext, StageResult
 from tests.evaluation.conftest import letter_sae, plm, random_sae, saved, sequences, store
@@ -23,7 +30,9 @@ from tests.evaluation.conftest import letter_sae, plm, random_sae, saved, sequen
 STAGE = {stage.entry: stage for stage in STAGES if stage.run.startswith("plmsae.stages.evaluate:")}
 PARAMS: dict[str, Params] = {
     "fidelity": FidelityParams(max_proteins=8, num_resamples=50, threads=1),
-    "concepts": ConceptsParams(min_instances=5, num_resamples=50, threads=1),
+    "concepts": ConceptsParams(
+        min_instances=5, num_resamples=50, threads=1, derived=[DerivedParams(of="Helix", first=2)]
+    ),
     "baselines": BaselinesParams(
         max_proteins=12,
         min_instances=5,
@@ -112,6 +121,24 @@ def test_a_store_without_a_usable_mean_is_refused(inputs: dict[str, Path], tmp_p
         save_file(content, broken / "statistics.safetensors")
         with pytest.raises(DataError, match=message):
             run("fidelity", tmp_path / message[:5] / "out", {**inputs, "activations": broken})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{of: Helix, first: 3, ends: 2}", "unknown parameter 'evaluate.concepts.derived.0.ends'"),
+        ("{of: Helix, first: 3.0}", "'evaluate.concepts.derived.0.first' = 3.0"),
+        ("{of: Helix, first: 3, last: 3}", "exactly one of first, last and near"),
+        ("{of: Helixx, first: 3}", "did you mean 'Helix'"),
+        ("{first: 3}", "'evaluate.concepts.derived.0.of' is missing"),
+    ],
+)
+def test_wrong_derived_concepts_are_refused(entry: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("evaluate:\n  concepts:\n    derived: []\n")
+    file = ParamsFile(tmp_path / "params.yaml", [f"evaluate.concepts.derived=[{entry}]"])
+    with pytest.raises(UserError) as caught:
+        file.load(ConceptsParams, "evaluate.concepts")
+    assert message in str(caught.value)
 
 
 def test_every_evaluation_is_a_stage_and_takes_the_parameters_of_its_stage() -> None:
