@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
 from plmsae.errors import DataError, UserError
-from plmsae.evaluation import concept_data
+from plmsae.evaluation import concept_data, concepts
 from plmsae.evaluation.concept_data import ConceptData
 from plmsae.evaluation.inputs import Inputs, Outcome
 from plmsae.evaluation.interplm_compat import Options, evaluate
@@ -74,6 +76,38 @@ def test_thresholds_without_any_true_positive_give_no_mean(letters: Inputs, data
     assert outcome.metrics["interplm_num_pairs"] == 0
     assert "not defined" in outcome.summary
     assert pd.read_csv(tmp_path / "interplm_best.csv").empty
+
+
+@pytest.mark.parametrize(("min_instances", "own"), [(5, "mean_f1_sae"), (10_000, "num_concepts_left_out")])
+def test_the_concept_evaluation_reports_them_beside_its_own(
+    min_instances: int, own: str, letters: Inputs, data: ConceptData, tmp_path: Path
+) -> None:
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    both.mkdir()
+    alone.mkdir()
+    theirs: dict[str, Any] = {f"interplm_{name}": value for name, value in dataclasses.asdict(OPTIONS).items()}
+    found = concepts.evaluate(
+        letters,
+        both,
+        max_proteins=None,
+        min_instances=min_instances,  # 10,000 leaves none of our own concepts
+        min_proteins=3,
+        thresholds=THRESHOLDS,
+        concepts_per_latent=1,
+        num_resamples=2,
+        confidence=0.95,
+        max_tokens=1024,
+        threads=1,
+        seed=0,
+        **theirs,
+    )
+    expected = run(letters, data, alone)
+    assert {name: value for name, value in found.metrics.items() if name.startswith("interplm_")} == expected.metrics
+    assert own in found.metrics
+    assert found.summary.endswith(f" {expected.summary}")
+    for path in alone.iterdir():
+        assert (both / path.name).read_bytes() == path.read_bytes()
+    assert (both / "concepts.parquet").is_file()
 
 
 def edited(folder: Path, change: object) -> Options:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plmsae.evaluation import concept_data
+from plmsae.evaluation import concept_data, interplm_compat
 from plmsae.evaluation.average_precision import LevelCounter, groups_of, letter_average_precision
 from plmsae.evaluation.concept_compare import Resampling, score_rows
 from plmsae.evaluation.concept_data import ConceptData
@@ -50,6 +50,11 @@ def evaluate(
     threads: int,
     seed: int,
     derived: Sequence[Mapping[str, Any]] = (),
+    interplm_table: Path | None = None,
+    interplm_min_instances: int = 100,
+    interplm_min_residues: int = 1500,
+    interplm_min_domains: int = 25,
+    interplm_normalised: bool = False,
 ) -> Outcome:
     """Score the SAE, the neurons and the residue letters against the concepts of the annotations.
 
@@ -67,6 +72,12 @@ def evaluate(
         threads: Batches that are run at once; the numbers do not depend on it.
         seed: Seed of subset and bootstrap.
         derived: Derived concepts (`derived_concepts.Derived`), scored in the same passes and reported apart.
+        interplm_table: UniProt's table; with it the numbers of InterPLM's own code are reported as well
+            (`interplm_compat`, whose options these are).
+        interplm_min_instances: See `interplm_compat.Options`.
+        interplm_min_residues: See there.
+        interplm_min_domains: See there.
+        interplm_normalised: See there.
     """
     data = concept_data.load(
         inputs,
@@ -79,8 +90,16 @@ def evaluate(
     )
     named = data.part(derived=False)
     named.left_out.to_csv(output / "left_out.csv", index=False, lineterminator="\n")
+    as_theirs = None
+    if interplm_table is not None:
+        options = interplm_compat.Options(
+            interplm_table, interplm_min_instances, interplm_min_residues, interplm_min_domains, interplm_normalised
+        )
+        as_theirs = interplm_compat.evaluate(
+            inputs, (data.valid, data.test), output, options, thresholds=thresholds, threads=threads
+        )
     if not named.concepts:
-        return nothing_to_score(named, output, min_instances, min_proteins)
+        return _joined(nothing_to_score(named, output, min_instances, min_proteins), as_theirs)
     how = Resampling(num_resamples, confidence, seed)
     methods = [Units("sae", inputs.sae), Units("neurons", neurons(inputs))]
     residues_valid, instances_valid = data.valid.labels.num_residues_of(), data.valid.labels.num_instances_of()
@@ -136,10 +155,17 @@ def evaluate(
     best = best_concepts(f1_valid[0][first], f1_test[0][first], concepts_per_latent)
     outcome = report(named, part(first), best, thresholds, how, inputs.sae.config, output)
     if not derived:
-        return outcome
+        return _joined(outcome, as_theirs)
     rest = slice(data.num_named, None)
-    more = report_derived(data.part(derived=True), part(rest), how, output)
-    return Outcome({**outcome.metrics, **more.metrics}, f"{outcome.summary} {more.summary}")
+    return _joined(outcome, report_derived(data.part(derived=True), part(rest), how, output), as_theirs)
+
+
+def _joined(first: Outcome, *others: Outcome | None) -> Outcome:
+    """Metrics and summaries of several outcomes as one."""
+    for other in others:
+        if other is not None:
+            first = Outcome({**first.metrics, **other.metrics}, f"{first.summary} {other.summary}")
+    return first
 
 
 def _with_letter_ranking(

@@ -81,7 +81,7 @@ class EvaluationSet:
             annotation_starts=np.searchsorted(proteins, np.arange(len(row_starts))),
         )
         highest = [shard.max(axis=0).toarray().reshape(-1).astype(np.int64) for shard in shards]
-        num_domains = np.sum(highest, axis=0, dtype=np.int64)
+        num_domains = np.stack(highest).sum(axis=0)
         return cls(tuple(names), np.bincount(values.col, minlength=len(names)), num_domains, labels)
 
 

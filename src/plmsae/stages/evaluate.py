@@ -72,6 +72,26 @@ class ConceptsParams(EvaluationParams):
         description="Concepts that annotations imply, reported apart: [{of: Helix, first: 3}, {of: Helix, last: 3}, "
         "{of: Beta strand, near: Binding site, within: 5}] (docs/definitions.md).",
     )
+    interplm_table: str | None = Field(
+        None,
+        description="UniProt's TSV that ingest read: report the numbers of InterPLM's own code as well, its defects "
+        "included (docs/how-to/interplm-compat.md).",
+    )
+    interplm_table_sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="Hex sha256 of `interplm_table`; required with it."
+    )
+    interplm_min_instances: int = Field(
+        100, ge=1, description="InterPLM's min_required_instances: occurrences that a subtype needs to be a concept."
+    )
+    interplm_min_residues: int = Field(
+        1500, ge=0, description="Its min_aa_per_concept: a concept with more labelled residues is scored."
+    )
+    interplm_min_domains: int = Field(
+        25, ge=0, description="Its min_domains_per_concept: one with more annotations is scored, too."
+    )
+    interplm_normalised: bool = Field(
+        False, description="Divide by the latents' maxima first, which its code means to do and does not."
+    )
 
     @field_validator("thresholds")
     @classmethod
@@ -192,6 +212,7 @@ STAGES = (
         kind="result",
         run="plmsae.stages.evaluate:run_concepts",
         code=_CODE,
+        optional_files=("interplm_table",),
         resources=Resources(cpu=4, memory_gib=16),
         tracked=True,
         plots=(
