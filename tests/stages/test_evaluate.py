@@ -14,24 +14,25 @@ from plmsae.errors import DataError, UserError
 from plmsae.evaluation import evaluation, evaluations
 from plmsae.params import Params, ParamsFile
 from plmsae.plms.base import ProteinLM
-from plmsae.stages.evaluate import (
-    STAGES,
-    AmortisationParams,
-    BaselinesParams,
-    ConceptsParams,
-    DerivedParams,
-    FidelityParams,
-)
+from plmsae.stages.concepts_params import ConceptsParams, DerivedParams
+from plmsae.stages.evaluate import STAGES, AmortisationParams, BaselinesParams, FidelityParams
 from plmsae.stages.evaluation_params import AbsorptionParams, ClusteringParams, PatternsParams, ProbesParams
 from plmsae.stages.spec import StageContext, StageResult
 from tests.evaluation.conftest import letter_sae, plm, random_sae, saved, sequences, store
+from tests.workspace import FIXTURE
 
 # Those that train SAEs of their own are in test_variants.py.
 STAGE = {stage.entry: stage for stage in STAGES if stage.run.startswith("plmsae.stages.evaluate:")}
 PARAMS: dict[str, Params] = {
     "fidelity": FidelityParams(max_proteins=8, num_resamples=50, threads=1),
     "concepts": ConceptsParams(
-        min_instances=5, num_resamples=50, threads=1, derived=[DerivedParams(of="Helix", first=2)]
+        min_instances=5,
+        num_resamples=50,
+        threads=1,
+        derived=[DerivedParams(of="Helix", first=2)],
+        interplm_table=str(FIXTURE),
+        interplm_min_instances=5,
+        interplm_min_residues=100,
     ),
     "baselines": BaselinesParams(
         max_proteins=12,
@@ -70,7 +71,7 @@ def run(name: str, output: Path, inputs: dict[str, Path]) -> StageResult:
         manifests={},
         output=output,
         checkpoints=output.parent / "checkpoints",
-        sources={},
+        sources={"interplm_table": FIXTURE} if name == "concepts" else {},
         root=output.parent,
     )
     return stage.work()(context)
