@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from plmsae.evaluation import concept_compare
 from plmsae.evaluation.concept_compare import Resampling, Tested, difference, mean_interval, score_rows
 from plmsae.evaluation.counts import RowCounts
 from plmsae.evaluation.residue_labels import Labels
@@ -51,6 +52,24 @@ def test_rows_of_one_protein_are_drawn_together() -> None:
     tested = score_rows(rows_of(found, 0 * found), labels_of(40), np.repeat(np.arange(20), 2), np.array([False]), HOW)
     # Every protein has one row that is found and one that is not.
     np.testing.assert_allclose(tested.samples, 2 * 0.5 / 1.5)
+
+
+def test_few_predictors_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    hits = generator.integers(0, 2, size=(12, 5))
+    rows = RowCounts(true_positives=hits, hits=hits, active=hits + generator.integers(0, 2, size=(12, 5)))
+
+    def tested() -> Tested:
+        concepts = np.zeros(5, dtype=np.int64)
+        return score_rows(rows, labels_of(12), np.arange(12) // 2, np.array([False]), HOW, concepts)
+
+    whole = tested()
+    monkeypatch.setattr(concept_compare, "PREDICTORS_AT_ONCE", 2)
+    parts = tested()
+    assert parts.samples.shape == (HOW.num_resamples, 5)
+    np.testing.assert_array_equal(parts.samples, whole.samples)
+    for name in ("precision", "recall", "f1"):
+        np.testing.assert_array_equal(getattr(parts.scores, name), getattr(whole.scores, name))
 
 
 def test_a_constant_gain_is_certain_although_both_scores_are_not() -> None:

@@ -12,6 +12,8 @@ from plmsae.evaluation.counts import RowCounts
 from plmsae.evaluation.residue_labels import Labels
 from plmsae.evaluation.scores import Scores, score
 
+PREDICTORS_AT_ONCE = 128  # their counts per protein, and resampled, are in memory at once
+
 
 @dataclass(frozen=True)
 class Resampling:
@@ -68,16 +70,24 @@ def score_rows(
         how: Resamples.
         concepts: [S] the concept of each predictor; if not given, one predictor per concept, in order.
     """
-    of = slice(None) if concepts is None else concepts
-    residue_level = residue_level[of]
-    wanted = (labels.residues_per_row()[:, of], labels.instances_per_row()[:, of])
-    parts = (rows.true_positives, rows.hits, rows.active, *wanted)
-    by_protein = np.stack([group_sums(part, owners) for part in parts], axis=1)  # [P, 5, C]
-    total = by_protein.sum(axis=0)
-    samples = resampled_sums(by_protein, how.num_resamples, how.seed)
+    of = np.arange(labels.num_concepts) if concepts is None else concepts
+    num_residues, num_instances = labels.residues_per_row(), labels.instances_per_row()
+    pieces = []
+    for start in range(0, max(len(of), 1), PREDICTORS_AT_ONCE):  # equal seeds draw equal proteins each time
+        which = slice(start, start + PREDICTORS_AT_ONCE)
+        part, about = rows.columns(which), of[which]
+        counted = (part.true_positives, part.hits, part.active, num_residues[:, about], num_instances[:, about])
+        by_protein = np.stack([group_sums(each, owners) for each in counted], axis=1)  # [P, 5, S]
+        total = by_protein.sum(axis=0)
+        drawn = resampled_sums(by_protein, how.num_resamples, how.seed)
+        level = residue_level[about]
+        samples = score(drawn[:, 0], drawn[:, 1], drawn[:, 2], drawn[:, 3], drawn[:, 4], level).f1
+        pieces.append((score(total[0], total[1], total[2], total[3], total[4], level), samples))
     return Tested(
-        scores=score(total[0], total[1], total[2], total[3], total[4], residue_level),
-        samples=score(samples[:, 0], samples[:, 1], samples[:, 2], samples[:, 3], samples[:, 4], residue_level).f1,
+        scores=Scores(
+            *(np.concatenate([getattr(scores, name) for scores, _ in pieces]) for name in ("precision", "recall", "f1"))
+        ),
+        samples=np.concatenate([samples for _, samples in pieces], axis=1),
     )
 
 

@@ -148,9 +148,9 @@ class RowCounts:
         active: [num_rows, S] predicted residues.
     """
 
-    true_positives: NDArray[np.int64]
-    hits: NDArray[np.int64]
-    active: NDArray[np.int64]
+    true_positives: Int32s
+    hits: Int32s
+    active: Int32s
 
     def columns(self, which: slice) -> RowCounts:
         """Counts of some of the predictors."""
@@ -179,7 +179,7 @@ def count_rows(on: NDArray[np.bool_], concepts: NDArray[np.int64], labels: Label
     instances = labels.membership[concepts].T.toarray()
     hit = (labels.annotations @ marks) > 0
     return RowCounts(
-        true_positives=sums_by_row(marks * labelled, labels.row_starts),
-        hits=sums_by_row(hit * instances, labels.annotation_starts),
-        active=sums_by_row(marks, labels.row_starts),
+        true_positives=sums_by_row(marks * labelled, labels.row_starts).astype(np.int32),
+        hits=sums_by_row(hit * instances, labels.annotation_starts).astype(np.int32),
+        active=sums_by_row(marks, labels.row_starts).astype(np.int32),
     )
