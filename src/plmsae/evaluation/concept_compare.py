@@ -77,7 +77,7 @@ def score_rows(
         which = slice(start, start + PREDICTORS_AT_ONCE)
         part, about = rows.columns(which), of[which]
         counted = (part.true_positives, part.hits, part.active, num_residues[:, about], num_instances[:, about])
-        by_protein = np.stack([group_sums(each, owners) for each in counted], axis=1)  # [P, 5, S]
+        by_protein = np.stack([group_sums(each.astype(np.int64), owners) for each in counted], axis=1)  # [P, 5, S]
         total = by_protein.sum(axis=0)
         drawn = resampled_sums(by_protein, how.num_resamples, how.seed)
         level = residue_level[about]
