@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from plmsae.errors import DataError
 from plmsae.evaluation.fidelity import evaluate
 from plmsae.evaluation.inputs import Inputs, Outcome
-from plmsae.evaluation.splice import masked_rows, measure
+from plmsae.evaluation.protocols import masked_rows, single_rows
+from plmsae.evaluation.splice import measure
 from plmsae.plms.base import Edit, ProteinLM
 from plmsae.proteins.tables import write_sequences
 from plmsae.saes import build
@@ -23,8 +24,9 @@ from plmsae.saes.base import SparseAutoencoder
 from tests.evaluation.conftest import LAYER, LETTERS, random_sae, sae_config
 
 OPTIONS: dict[str, Any] = {
-    "max_proteins": 12,
+    "max_proteins": 6,
     "masked_share": 0.15,
+    "single_mask_residues": 0,
     "error_term": False,
     "num_resamples": 200,
     "confidence": 0.95,
@@ -62,6 +64,9 @@ def test_an_exact_reconstruction_costs_nothing(inputs: Inputs, plm: ProteinLM, t
         assert metrics[f"{protocol}_kl"] == pytest.approx(0, abs=1e-6)
         for ablation in ("zero", "mean"):
             assert metrics[f"{protocol}_loss_recovered_{ablation}"] == pytest.approx(100, abs=0.01)
+        # There is no error, so a random one of the same length does nothing, and no ratio to it is reported.
+        assert metrics[f"{protocol}_kl_random"] == pytest.approx(0, abs=1e-6)
+        assert f"{protocol}_kl_ratio" not in metrics
     assert metrics["fvu"] == pytest.approx(0, abs=1e-9)
     assert metrics["l0"] == pytest.approx(plm.d_model, abs=0.01)
 
@@ -94,19 +99,37 @@ def test_the_error_term_restores_the_model(inputs: Inputs, tmp_path: Path) -> No
     assert metrics["unmasked_delta_ce_sae_with_error"] == pytest.approx(0, abs=1e-6)
 
 
+def test_one_at_a_time_is_a_protocol_of_its_own(inputs: Inputs, tmp_path: Path) -> None:
+    outcome = run(inputs, inputs.sae, tmp_path, max_proteins=3, single_mask_residues=4)
+    metrics = outcome.metrics
+    assert metrics["num_single_residues"] == 12
+    assert {"single_delta_ce_low", "single_loss_recovered_mean", "single_kl_ratio"} <= metrics.keys()
+    # The other protocols are as without it.
+    without = run(inputs, inputs.sae, tmp_path, max_proteins=3).metrics
+    assert without.items() <= metrics.items()
+    assert not [name for name in without if "single" in name]
+    assert "one residue masked at a time" in outcome.summary
+    long = pd.read_csv(tmp_path / "cross_entropy.csv")
+    assert list(long.columns) == ["hidden_state", "masked", "unmasked"]
+
+
 def test_tables_agree_with_metrics_and_with_each_other(inputs: Inputs, tmp_path: Path) -> None:
     outcome = run(inputs, inputs.sae, tmp_path)
     metrics = outcome.metrics
     table = pd.read_parquet(tmp_path / "per_sequence.parquet")
-    assert len(table) == 12 == metrics["num_proteins"]
+    assert len(table) == 6 == metrics["num_proteins"]
     assert table["num_residues"].sum() == metrics["num_residues"]
     assert table["num_masked"].sum() == metrics["num_masked_residues"]
     np.testing.assert_array_equal(table["num_masked"], np.maximum(1, np.floor(0.15 * table["num_unmasked"] + 0.5)))
     for protocol in ("masked", "unmasked"):
         weights = table[f"num_{protocol}"]
-        for name in ("clean", "sae", "zero", "mean"):
+        for name in ("clean", "sae", "zero", "mean", "random"):
             by_token = np.average(table[f"{protocol}_ce_{name}"], weights=weights)
             assert by_token == pytest.approx(metrics[f"{protocol}_ce_{name}"], rel=1e-12)
+        excess = table[f"{protocol}_ce_sae"] - table[f"{protocol}_ce_random"]
+        assert np.average(excess, weights=weights) == pytest.approx(metrics[f"{protocol}_excess_ce"], rel=1e-9)
+        kl = [np.average(table[f"{protocol}_kl_{name}"], weights=weights) for name in ("sae", "random")]
+        assert metrics[f"{protocol}_kl_ratio"] == pytest.approx(kl[0] / kl[1], rel=1e-9)
         delta = table[f"{protocol}_ce_sae"] - table[f"{protocol}_ce_clean"]
         assert delta.mean() == pytest.approx(metrics[f"{protocol}_delta_ce_per_sequence"], rel=1e-9)
         ablated, clean, ours = (metrics[f"{protocol}_ce_{name}"] for name in ("mean", "clean", "sae"))
@@ -117,20 +140,37 @@ def test_tables_agree_with_metrics_and_with_each_other(inputs: Inputs, tmp_path:
     long = pd.read_csv(tmp_path / "fidelity.csv").set_index(["protocol", "per", "quantity"])
     row = long.loc[("masked", "token", "loss_recovered_mean")]
     assert row["value"] == pytest.approx(metrics["masked_loss_recovered_mean"], rel=1e-5)
-    assert (tmp_path / "figures" / "fidelity.png").stat().st_size > 10_000
+    for name in ("fidelity", "amino_acids"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
+    letters = pd.read_csv(tmp_path / "amino_acids.csv")
+    for protocol in ("masked", "unmasked"):
+        rows = letters[(letters["protocol"] == protocol) & (letters["quantity"] == "ce_sae")]
+        assert rows["amino_acid"].tolist() == list(LETTERS)
+        assert rows["num_residues"].sum() == table[f"num_{protocol}"].sum()
+        found = rows[rows["num_residues"] > 0]
+        by_letter = np.average(found["value"], weights=found["num_residues"])
+        assert by_letter == pytest.approx(metrics[f"{protocol}_ce_sae"], rel=1e-5)
     assert f"{metrics['masked_ce_clean']:.3f}" in outcome.summary
 
 
 def test_the_numbers_are_those_of_the_definitions(inputs: Inputs, plm: ProteinLM) -> None:
     """One sequence at a time, with torch's own losses and the positions written out."""
     sequences, keys = ["MKTAYIAKQRXISFVKSHFSRQ", "MSHHWGYGKHNGPEHWHKDFPIAKG"], ["a", "b"]
-    sums = measure(plm, inputs.sae, inputs.mean, sequences, keys, masked_share=0.3, error_term=False, seed=4)
+    settings = {"masked_share": 0.3, "single_mask_residues": 5, "error_term": False, "max_tokens": 60, "seed": 4}
+    sums = measure(plm, inputs.sae, inputs.mean, sequences, keys, **settings).of_sequence
     for place, (sequence, key) in enumerate(zip(sequences, keys, strict=True)):
         letters = np.array(list(sequence))
         scored = np.isin(letters, list(LETTERS))
         chosen = masked_rows([key], scored, np.array([0, len(sequence)]), 0.3, 4)
         assert sums["masked_num"][place] == len(chosen) == round(0.3 * scored.sum())
         targets = torch.tensor([plm.vocabulary[letter] for letter in sequence])
+        singles = single_rows([key], scored, np.array([0, len(sequence)]), 5, 4)
+        alone = [plm.with_masked(plm.tokenize([sequence]), torch.tensor([row])) for row in singles]
+        for edit, name in ((None, "clean"), (Edit(LAYER, "residual", inputs.sae), "sae")):
+            scores = torch.stack([plm.logits(tokens, edit)[row] for tokens, row in zip(alone, singles, strict=True)])
+            loss = torch.nn.functional.cross_entropy(scores.double(), targets[singles], reduction="sum")
+            assert sums[f"single_ce_{name}"][place] == pytest.approx(loss.item(), rel=1e-5)
+        assert sums["single_num"][place] == len(singles) == 5
         for protocol, rows in (("masked", chosen), ("unmasked", np.flatnonzero(scored))):
             tokens = plm.tokenize([sequence])
             if protocol == "masked":
@@ -150,22 +190,10 @@ def test_the_numbers_are_those_of_the_definitions(inputs: Inputs, plm: ProteinLM
         np.testing.assert_allclose(sums["total"][place], x.sum(0).numpy(), rtol=1e-3, atol=1e-3)
 
 
-def test_masking_depends_on_the_name_and_the_seed_alone() -> None:
-    scored = np.ones(60, dtype=bool)
-    scored[[3, 33]] = False
-    together = masked_rows(["a", "b"], scored, np.array([0, 30, 60]), 0.15, 0)
-    alone = masked_rows(["b"], scored[30:], np.array([0, 30]), 0.15, 0)
-    np.testing.assert_array_equal(together[together >= 30] - 30, alone)
-    assert len(together) == 2 * 4
-    assert not np.isin([3, 33], masked_rows(["a", "b"], scored, np.array([0, 30, 60]), 1.0, 0)).any()
-    assert not np.array_equal(together, masked_rows(["a", "b"], scored, np.array([0, 30, 60]), 0.15, 1))
-    assert len(masked_rows(["c"], np.ones(2, dtype=bool), np.array([0, 2]), 0.15, 0)) == 1
-
-
 def test_batches_do_not_matter(inputs: Inputs, tmp_path: Path) -> None:
     for tokens in (300, 4096):
         (tmp_path / str(tokens)).mkdir()
-        run(inputs, inputs.sae, tmp_path / str(tokens), max_tokens=tokens)
+        run(inputs, inputs.sae, tmp_path / str(tokens), max_tokens=tokens, single_mask_residues=2)
     small, large = (pd.read_parquet(tmp_path / str(tokens) / "per_sequence.parquet") for tokens in (300, 4096))
     pd.testing.assert_frame_equal(small, large, rtol=1e-4, atol=1e-6)
 
@@ -210,6 +238,15 @@ def test_windows_of_a_protein_are_resampled_together(inputs: Inputs, tmp_path: P
 def test_a_sequence_without_amino_acids_is_refused(inputs: Inputs, plm: ProteinLM) -> None:
     with pytest.raises(DataError, match="none of the 20 amino acids") as caught:
         measure(
-            plm, inputs.sae, inputs.mean, ["MKV", "XXX"], ["good", "bad"], masked_share=0.15, error_term=False, seed=0
+            plm,
+            inputs.sae,
+            inputs.mean,
+            ["MKV", "XXX"],
+            ["good", "bad"],
+            masked_share=0.15,
+            single_mask_residues=0,
+            error_term=False,
+            max_tokens=100,
+            seed=0,
         )
     assert caught.value.where == "bad"

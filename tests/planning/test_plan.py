@@ -98,14 +98,29 @@ def test_precision_decides_rates_and_memory() -> None:
 
 def test_evaluation_by_hand() -> None:
     found = stages(replace(REQUEST, fidelity_proteins=5))["evaluate"]
-    # Fidelity: 5 sequences, 50 tokens, 500 squared; concepts: 30 sequences, 300 tokens, 3,000 squared.
+    # Fidelity: 5 sequences, 50 tokens, 500 squared, two protocols; concepts: 30 sequences, 300 tokens, 3,000 squared.
     two_blocks = 2 * (2400 * 50 + 40 * 500)
     head = 2 * 10 * 43 * 50
-    fidelity = 2 * (two_blocks + 4 * (two_blocks + head))
+    fidelity = 2 * (two_blocks + 5 * (two_blocks + head))
     concepts = 2 * (2400 * 300 + 40 * 3000)
-    encoders = 2 * 10 * 80 * 350
+    encoders = 2 * 10 * 80 * (300 + 2 * 50)
     assert found["flops"] == fidelity + concepts + encoders
     assert found["sequences"] == {"fidelity": 5, "concepts": 30}
+    assert found["tokens"] == {"fidelity": 100, "concepts": 300}
+
+
+def test_copies_with_one_residue_masked_are_counted_and_a_causal_model_has_none() -> None:
+    one = (
+        stages(replace(REQUEST, fidelity_proteins=5))["evaluate"]["flops"]
+        - stages(replace(REQUEST, fidelity_proteins=0))["evaluate"]["flops"]
+    )
+    for single, copies in ((3, 3), (20, 8)):  # of sequences of 8 residues
+        found = stages(replace(REQUEST, fidelity_proteins=5, fidelity_single=single))["evaluate"]
+        assert found["tokens"]["fidelity"] == (2 + copies) * 50
+        without = stages(replace(REQUEST, fidelity_proteins=0))["evaluate"]["flops"]
+        assert found["flops"] - without == pytest.approx(one * (2 + copies) / 2)
+    causal = replace(REQUEST, plm=replace(PLM, family="progen"), fidelity_proteins=5, fidelity_single=3)
+    assert stages(causal)["evaluate"]["tokens"]["fidelity"] == 50
 
 
 def test_places_share_one_pass_and_have_a_store_each() -> None:

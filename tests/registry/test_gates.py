@@ -52,6 +52,19 @@ def test_a_version_may_be_worse_than_the_champion_by_the_tolerance(
     assert found[("fidelity.fvu", "not_above_champion")] is expected[1]
 
 
+def test_a_causal_model_is_asked_the_same_of_the_next_residue() -> None:
+    asked = Gates(at_least={"fidelity": {"masked_recovered": Gate(limit=80.0, tolerance=2.0)}}, at_most={})
+    causal = {"fidelity.causal_recovered": 85.0}
+    limit, champion = apply_gates(asked, causal, {"fidelity.causal_recovered": 90.0, "fidelity.masked_recovered": 1.0})
+    assert (limit.metric, limit.passed) == ("fidelity.causal_recovered", True)
+    assert (champion.metric, champion.limit, champion.passed) == ("fidelity.causal_recovered", 88.0, False)
+    both = {**causal, "fidelity.masked_recovered": 70.0}
+    assert [check.value for check in apply_gates(asked, both, None)] == [70.0]
+    (neither,) = apply_gates(asked, METRICS, None)
+    assert neither.metric == "fidelity.masked_recovered"
+    assert not neither.passed
+
+
 def test_what_was_not_measured_never_passes_and_is_named() -> None:
     misspelt = Gates(at_least={"fidelity": {"recoverd": Gate(limit=0.0)}}, at_most={})
     (check,) = apply_gates(misspelt, METRICS, None)

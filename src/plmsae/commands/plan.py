@@ -126,6 +126,7 @@ def _request(args: argparse.Namespace) -> Request:
         ),
         machine=machine,
         fidelity_proteins=fidelity.max_proteins,
+        fidelity_single=fidelity.single_mask_residues,
         notes=(*device_notes(extract, train, machine), *(facts.notes if facts else ())),
     )
 

@@ -1,9 +1,11 @@
 """Scores by which one of several SAEs is chosen, all on validation proteins: the test split is never read.
 
-`fidelity_scores` is the masked protocol of `fidelity`: loss recovered against the mean ablation, in percent.
+`fidelity_scores` is the first protocol of `fidelity`, masked or causal as the model was trained: loss recovered against
+the mean ablation, in percent.
 `concept_scores` is the protocol of `concepts`, with the validation split cut into two parts that share no homology
-cluster: unit and threshold of each concept are selected on one and scored on the other. Selected and scored on the
-same proteins, the F1 of the best of n units would grow with n alone, and large dictionaries would win for nothing.
+cluster: unit and threshold of each concept are selected on one and scored on the other. InterPLM (Simon & Zou 2024)
+selects and scores models on the same 20 % of validation; there the F1 of the best of n units grows with n alone, and
+large dictionaries win for nothing. With `scored_share` 0.2 the SAE is chosen by as much of validation as there.
 
 The model runs once for all SAEs, not once for each; no intervals are made.
 """
@@ -22,8 +24,9 @@ from plmsae.evaluation import concept_data
 from plmsae.evaluation.bootstrap import Floats
 from plmsae.evaluation.inputs import Inputs
 from plmsae.evaluation.passes import Predictors, run_split
+from plmsae.evaluation.protocols import Batch, protocols_of, together
 from plmsae.evaluation.scores import f1_of, score, select
-from plmsae.evaluation.splice import CLEAN, MEAN, Reconstruction, Replacement, losses, masked_rows, scored_rows
+from plmsae.evaluation.splice import CLEAN, MEAN, Reconstruction, Replacement, losses
 from plmsae.evaluation.units import Units
 from plmsae.plms.batching import length_sorted_batches
 from plmsae.plms.parallel import ordered_map
@@ -46,7 +49,7 @@ def fidelity_scores(
     threads: int,
     seed: int,
 ) -> dict[str, float]:
-    """Percent of the masked loss that each SAE recovers on validation proteins, per residue; not clipped.
+    """Percent of the masked or causal loss that each SAE recovers on validation proteins, per residue; not clipped.
 
     Args:
         inputs: Proteins, model and mean activation; its SAE is one of them.
@@ -66,7 +69,7 @@ def fidelity_scores(
 
     def run(batch: NDArray[np.int64]) -> tuple[int, dict[str, float]]:
         chosen, names = [sequences[row] for row in batch], [keys[row] for row in batch]
-        sums = _masked_losses(inputs, saes, chosen, names, masked_share, seed)
+        sums = _losses(inputs, saes, chosen, names, masked_share, seed)
         return sum(map(len, chosen)), sums
 
     totals = dict.fromkeys((CLEAN, MEAN, *(f"sae:{name}" for name in saes)), 0.0)
@@ -87,7 +90,7 @@ def fidelity_scores(
 
 
 @torch.no_grad()
-def _masked_losses(
+def _losses(
     inputs: Inputs,
     saes: Mapping[str, SparseAutoencoder],
     sequences: Sequence[str],
@@ -95,17 +98,13 @@ def _masked_losses(
     masked_share: float,
     seed: int,
 ) -> dict[str, float]:
-    """Summed cross-entropy at the masked residues: `clean`, `mean`, and `sae:<name>` of each SAE."""
+    """Summed cross-entropy of what is scored: `clean`, `mean`, and `sae:<name>` of each SAE."""
     plm, mean = inputs.plm, inputs.mean
-    tokens = plm.tokenize(sequences, keys)
-    targets = plm.residue_ids(tokens)
-    lengths = np.array([len(sequence) for sequence in sequences])
-    scored = scored_rows(plm, targets, np.repeat(np.arange(len(sequences)), lengths), keys)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    rows = torch.from_numpy(masked_rows(keys, scored, starts, masked_share, seed))
+    batch = Batch.of(plm, sequences, keys)
     functions: dict[str, Replacement] = {MEAN: lambda x: mean.to(x.dtype).expand_as(x)}
     functions |= {f"sae:{name}": Reconstruction(sae) for name, sae in saes.items()}
-    found = losses(plm, inputs.sae, functions, plm.with_masked(tokens, rows), rows, targets)
+    case = together(plm, batch, protocols_of(plm, 0)[0], masked_share=masked_share, seed=seed)
+    found = losses(plm, inputs.sae, functions, case.tokens, case.rows, batch.targets[case.scored])
     return {name: float(found[f"ce_{name}"].sum()) for name in (CLEAN, *functions)}
 
 

@@ -98,7 +98,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Request:
-    """A whole plan; `fidelity_proteins` is the most that evaluate@fidelity takes (None: all of the test split)."""
+    """A whole plan.
+
+    Of evaluate@fidelity, `fidelity_proteins` is the most proteins (None: all of the test split) and `fidelity_single`
+    the residues of each sequence that are masked one at a time.
+    """
 
     title: str
     plm: Transformer
@@ -107,4 +111,5 @@ class Request:
     training: Training
     machine: Machine
     fidelity_proteins: int | None = None
+    fidelity_single: int = 0
     notes: tuple[str, ...] = ()

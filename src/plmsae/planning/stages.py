@@ -7,6 +7,7 @@ from typing import Any
 
 from plmsae.planning import formulas as f
 from plmsae.planning.accelerators import PRECISIONS
+from plmsae.planning.lengths import Lengths
 from plmsae.planning.request import Machine, Request
 
 Estimate = dict[str, Any]
@@ -152,7 +153,8 @@ def training(request: Request) -> Estimate:
 def evaluation(request: Request) -> Estimate:
     """`evaluate` for every SAE: forward passes of fidelity and concepts, without their statistics.
 
-    Fidelity: two protocols, each a common part up to the hook and four endings with the head (clean, SAE, zero, mean).
+    Fidelity: two protocols, or one for a causal model, each a common part up to the hook and five endings with the head
+    (clean, SAE, zero, mean, random error); and the same for every copy in which one residue is masked.
     Concepts: valid and test up to the hook, and the encoder.
     """
     plm, corpus = request.plm, request.corpus
@@ -161,7 +163,10 @@ def evaluation(request: Request) -> Estimate:
     if request.fidelity_proteins is not None and test.sequences:
         share = min(1.0, request.fidelity_proteins / test.sequences)
     tested = test.scaled(share)
-    tokens, squared = tested.tokens(plm.specials), tested.squared_tokens(plm.specials)
+    causal = plm.family == "progen"
+    protocols, singles = (1, 0) if causal else (2, request.fidelity_single)
+    fed = Lengths({length: count * (protocols + min(singles, length)) for length, count in tested.counts.items()})
+    tokens, squared = fed.tokens(plm.specials), fed.squared_tokens(plm.specials)
     whole, _ = f.forward_flops(plm, [(plm.layers, False)], tokens, squared)
     head = f.language_head_flops(plm, tokens)
     both_tokens = sum(lengths.tokens(plm.specials) for lengths in (valid, test))
@@ -170,7 +175,7 @@ def evaluation(request: Request) -> Estimate:
     for layer, hook in request.storing.captures:
         depths = [f.depth(plm, layer, hook)]
         before, _ = f.forward_flops(plm, depths, tokens, squared)
-        flops += 2 * (before + 4 * (whole - before + head))
+        flops += before + 5 * (whole - before + head)
         flops += f.forward_flops(plm, depths, both_tokens, both_squared)[0]
         flops += 2 * plm.d_model * request.training.latents * (both_tokens + tokens)
     flops *= request.training.saes

@@ -40,8 +40,15 @@ DEFAULT_AT_MOST: Suite = {
 }
 
 
+# A causal PLM has no masked protocol; what a gate asks of it is asked of the next residue instead.
+_MASKED, _CAUSAL = "fidelity.masked_", "fidelity.causal_"
+
+
 class Gates(Params):
-    """What a version must reach to become champion; metrics are named `<evaluation>: <metric>`."""
+    """What a version must reach to become champion; metrics are named `<evaluation>: <metric>`.
+
+    A gate on `fidelity: masked_*` is one on `causal_*` for the SAE of a causal PLM, which has these instead.
+    """
 
     at_least: Suite = Field(default=DEFAULT_AT_LEAST, description="Metrics of which more is better.")
     at_most: Suite = Field(default=DEFAULT_AT_MOST, description="Metrics of which less is better.")
@@ -99,7 +106,9 @@ def apply_gates(gates: Gates, metrics: Mapping[str, float], champion: Mapping[st
     for rule, suite, sign in (("at_least", gates.at_least, 1.0), ("at_most", gates.at_most, -1.0)):
         versus = "not_below_champion" if sign > 0 else "not_above_champion"
         for metric, gate in (
-            (f"{part}.{name}", gate) for part, limits in suite.items() for name, gate in limits.items()
+            (_measured(f"{part}.{name}", metrics), gate)
+            for part, limits in suite.items()
+            for name, gate in limits.items()
         ):
             bounds = [] if gate.limit is None else [(rule, gate.limit)]
             if champion is not None and gate.tolerance is not None and metric in champion:
@@ -111,6 +120,11 @@ def apply_gates(gates: Gates, metrics: Mapping[str, float], champion: Mapping[st
                 else:
                     checks.append(Check(metric, name, value, limit, passed=sign * (value - limit) >= 0))
     return tuple(checks)
+
+
+def _measured(metric: str, metrics: Mapping[str, float]) -> str:
+    causal = _CAUSAL + metric.removeprefix(_MASKED)
+    return causal if metric.startswith(_MASKED) and metric not in metrics and causal in metrics else metric
 
 
 def _hint(metric: str, metrics: Mapping[str, float]) -> str:

@@ -36,6 +36,9 @@ class Headline:
 
 HEADLINES = {
     "fidelity.masked_loss_recovered_mean": Headline("RECOVERED", "masked loss recovered, vs mean ablation", 1, " %"),
+    "fidelity.causal_loss_recovered_mean": Headline(
+        "RECOVERED NEXT", "next-residue loss recovered, vs mean ablation", 1, " %"
+    ),
     "fidelity.fvu": Headline("FVU", "fraction of variance unexplained on test residues", 3),
     "fidelity.l0": Headline("L0", "active latents per residue", 1),
     "train_sae.dead_fraction": Headline("DEAD", "share of latents that never fire", 3),

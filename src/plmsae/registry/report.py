@@ -21,11 +21,19 @@ _FIDELITY_FILE = "fidelity.csv"
 _FIDELITY = {
     "ce_clean": ("cross-entropy, untouched (nats)", 3),
     "ce_sae": ("cross-entropy, SAE in place (nats)", 3),
+    "ce_random": ("cross-entropy, random error of the same length (nats)", 3),
     "ce_mean": ("cross-entropy, mean ablation (nats)", 3),
     "ce_zero": ("cross-entropy, zero ablation (nats)", 3),
     "delta_ce_sae": ("increase by the SAE (nats)", 4),
     "loss_recovered_mean": ("loss recovered, against mean (%)", 1),
     "loss_recovered_zero": ("loss recovered, against zero (%)", 1),
+    "kl_ratio": ("KL by the SAE, over that by a random error", 2),
+}
+_PROTOCOLS = {
+    "masked": "masked residues",
+    "single": "masked one at a time",
+    "unmasked": "unmasked residues",
+    "causal": "next residues",
 }
 
 
@@ -76,8 +84,9 @@ def _evaluation(evidence: Evidence, evaluation: str, num_concepts: int) -> str:
     return section(
         evaluation.replace("_", " ").capitalize(),
         *_summaries(evidence, (evaluation,)),
-        _fidelity_table(folder / _FIDELITY_FILE),
-        _concept_table(folder, num_concepts),
+        # Other evaluations may have files of these names.
+        _fidelity_table(folder / _FIDELITY_FILE) if evaluation == "fidelity" else "",
+        _concept_table(folder, num_concepts) if evaluation == "concepts" else "",
         _readable_table(evidence, evaluation),
         figures(sorted((folder / "figures").glob("*.png"))),
     )
@@ -94,13 +103,14 @@ def _fidelity_table(path: Path) -> str:
     with path.open(newline="", encoding="utf-8") as handle:
         rows = [row for row in csv.DictReader(handle) if row["per"] == "token"]
     found = {(row["protocol"], row["quantity"]): row for row in rows}
-    protocols = [name for name in ("masked", "unmasked") if any(key[0] == name for key in found)]
+    # A causal model's FVU is a row of the sequence as it is, but no loss of it is.
+    protocols = [name for name in _PROTOCOLS if (name, "ce_clean") in found]
     lines = []
     for quantity, (label, digits) in _FIDELITY.items():
         cells = [_interval(found.get((protocol, quantity)), digits) for protocol in protocols]
         if any(cells):
             lines.append([label, *cells])
-    header = ["per residue, test proteins", *(f"{protocol} residues" for protocol in protocols)]
+    header = ["per residue, test proteins", *(_PROTOCOLS[protocol] for protocol in protocols)]
     return table(header, lines, numeric=range(1, len(header)))
 
 
