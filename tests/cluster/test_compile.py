@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,15 @@ def test_the_verb_writes_the_package(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def platform_of(text: str, task: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(container, Kubernetes settings) of a task of a compiled pipeline."""
+Of = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
+
+
+def platform_of(text: str) -> Of:
+    """Task -> (container, Kubernetes settings) of a compiled pipeline."""
     specification, platform = yaml.safe_load_all(text)
     json_format.ParseDict(platform, PlatformSpec())
-    return executor(specification, task)["container"], executor(platform["platforms"]["kubernetes"], task)
+    kubernetes = platform["platforms"]["kubernetes"]
+    return lambda task: (executor(specification, task)["container"], executor(kubernetes, task))
 
 
 def test_a_placement_sends_tasks_with_a_gpu_to_its_nodes() -> None:
@@ -251,11 +256,9 @@ def test_a_placement_sends_tasks_with_a_gpu_to_its_nodes() -> None:
         shared_memory="9Gi",
         image_pull_secrets=["registry"],
     )
-    text = compile_pipeline("train", image=CPU, root=ROOT, placement=placement)
+    of = platform_of(compile_pipeline("train", image=CPU, root=ROOT, placement=placement))
     for stage in stages_of("train").values():
-        if task_name(stage) not in tasks(next(yaml.safe_load_all(text))):
-            continue
-        container, settings = platform_of(text, task_name(stage))
+        container, settings = of(task_name(stage))
         if not stage.resources.gpu:
             assert "nodeSelector" not in settings
             assert "accelerator" not in container["resources"]
@@ -272,8 +275,8 @@ def test_a_placement_sends_tasks_with_a_gpu_to_its_nodes() -> None:
 
 
 def test_several_processes_on_one_node_take_as_many_gpus() -> None:
-    text = compile_pipeline("train", image=CPU, root=ROOT, ranks={"train_sae": (1, 4)})
-    container, settings = platform_of(text, "train-sae")
+    of = platform_of(compile_pipeline("train", image=CPU, root=ROOT, ranks={"train_sae": (1, 4)}))
+    container, settings = of("train-sae")
     need = stages()["train_sae"].resources
     assert container["resources"]["accelerator"] == {
         "count": "4",
@@ -284,7 +287,7 @@ def test_several_processes_on_one_node_take_as_many_gpus() -> None:
     assert container["resources"]["resourceCpuLimit"] == str(4 * need.cpu)
     assert container["resources"]["resourceMemoryLimit"] == f"{4 * need.memory_gib}Gi"
     assert "fieldPathAsEnv" not in settings
-    other, _ = platform_of(text, "extract-activations")
+    other, _ = of("extract-activations")
     assert other["resources"]["resourceCpuLimit"] == str(stages()["extract_activations"].resources.cpu)
 
 
@@ -299,7 +302,7 @@ def test_several_nodes_are_a_job_that_the_task_starts_without_a_gpu_of_its_own()
         placement=placement,
         ranks={"train_sae": (2, 8)},
     )
-    container, settings = platform_of(text, "train-sae")
+    container, settings = platform_of(text)("train-sae")
     need = stages()["train_sae"].resources
     assert "accelerator" not in container["resources"]
     assert "nodeSelector" not in settings
@@ -333,7 +336,7 @@ def test_the_verb_takes_a_placement_file(tmp_path: Path, monkeypatch: pytest.Mon
     output = tmp_path / "train.yaml"
     given = ["compile", "train", "--image", CPU, "--output", str(output)]
     assert cli.main([*given, "--placement", str(tmp_path / "placement.yaml")]) == 0
-    _, settings = platform_of(output.read_text(), "train-sae")
+    _, settings = platform_of(output.read_text())("train-sae")
     assert settings["nodeSelector"]["labels"] == {"team": "a", "karpenter.sh/capacity-type": "spot"}
     assert cli.main([*given, "--placement", str(tmp_path / "none.yaml")]) == 2
 

@@ -130,6 +130,7 @@ def test_a_node_that_is_lost_starts_all_anew(cluster: Cluster, tmp_path: Path) -
     script = f"echo x >> {tmp_path}/$PET_NODE_RANK; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
 
     def lose() -> None:
+        once(lambda: len(processes(cluster)) == 2)
         once(lambda: [path.read_text() for path in tmp_path.iterdir()] == ["x\n", "x\n"])
         cluster.lose_node(NAME, 1)
         once(lambda: (tmp_path / "0").read_text() == "x\nx\n")
