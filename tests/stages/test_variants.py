@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from plmsae.artifacts.manifest import Manifest, read_manifest
 from plmsae.errors import DataError, UserError
 from plmsae.evaluation.inputs import Inputs, Proteins
+from plmsae.evaluation.layers import evaluate as evaluate_layers
 from plmsae.params import Params, validate
 from plmsae.plms import load_plm
 from plmsae.saes import load_folder
-from plmsae.stages import evaluate, extract_activations, train_sae
+from plmsae.stages import extract_activations, train_sae
 from plmsae.stages.evaluate import STAGES, BaselinesParams, FidelityParams
 from plmsae.stages.execute import execute
 from plmsae.stages.extract_activations import ExtractActivationsParams
@@ -295,22 +296,24 @@ def test_layers_that_do_not_exist_are_refused_before_anything_is_made(root: Path
         run(STAGE["layers"], LAYERS.model_copy(update={"layers": [1, 9]}), root, inputs, "other")
 
 
-def test_one_layer_alone_has_nothing_to_match(root: Path, inputs: dict[str, Path]) -> None:
-    params = LayersParams(**{**CONCEPTS, "min_instances": 10**6}, fidelity_proteins=3, layers=[1])
-    output = run(STAGE["layers"], params, root, inputs, "one_layer")
-    assert {path.name for path in output.iterdir()} == {
-        *(
-            "layers.csv",
-            "layers.parquet",
-            "table.csv",
-            "figures",
-            "fidelity",
-            "manifest.json",
-            "metrics.json",
-            "summary.md",
-        ),
+def test_one_layer_alone_has_nothing_to_match_and_one_that_failed_is_named(
+    root: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nor are there concepts here."""
+    given = Inputs.load(inputs["sequences"], inputs["activations"], inputs["sae"], root=root)
+    fidelity = FidelityParams(max_proteins=3, num_resamples=40, threads=1).model_dump()
+    params = LAYERS.model_dump(exclude={"layers", "fidelity_proteins", "masked_share"}) | {"min_instances": 10**6}
+    outcome = evaluate_layers({1: given}, tmp_path, reference=1, failed={0: "it diverged"}, fidelity=fidelity, **params)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("layers.csv", "layers.parquet", "table.csv", "figures", "fidelity"),
     }
-    assert not [name for name in json.loads((output / "metrics.json").read_text()) if "f1" in name]
+    assert (outcome.metrics["num_layers"], outcome.metrics["num_failed_layers"]) == (1, 1)
+    assert not [name for name in outcome.metrics if "f1" in name or "layer0" in name]
+    assert np.isfinite(list(outcome.metrics.values())).all()
+    assert "Layer 0 has no SAE: it diverged." in outcome.summary
+    table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    assert table["layer"].tolist() == [0, 1]
+    assert table["FVU"].tolist()[0] == "it diverged"
 
 
 def context(root: Path, inputs: dict[str, Path], **changes: Any) -> StageContext:

@@ -166,7 +166,7 @@ def _row(layer: int, place: int, found: Comparison, lost: Mapping[str, Any], con
     for name in _FIDELITY:
         for suffix in ("", "_low", "_high"):
             row[name + suffix] = lost.get(name + suffix, np.nan)
-    return row
+    return row | {"failed": ""}
 
 
 def _above(tested: Tested, confidence: float) -> Interval:
@@ -236,7 +236,7 @@ def _readable(table: pd.DataFrame, matches: pd.DataFrame, threshold: float) -> p
             match = part.loc[row["layer"]]
             null = f" (permuted: {match['of_layer_null']:.2f})"
             cells[f"latents of the layer before, r >= {threshold:g}"] = f"{match['of_layer']:.2f}{null}"
-        if row.get("failed") and isinstance(row["failed"], str):
+        if row["failed"]:
             cells["FVU"] = row["failed"]
         rows.append(cells)
     return pd.DataFrame(rows).fillna("")
