@@ -121,16 +121,38 @@ def test_side_effects_are_never_cached_and_nothing_is_by_tag(
     assert not {n for n, t in tasks(by_tag).items() if t.get("cachingOptions", {}).get("enableCache")} & pure
 
 
-def test_a_volume_for_checkpoints_goes_to_the_stages_that_leave_some() -> None:
-    text = compile_pipeline("train", image=CPU, root=ROOT, state_claim="plmsae-state")
+Of = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
+
+
+def platform_of(text: str) -> Of:
+    """Task -> (container, Kubernetes settings) of a compiled pipeline."""
     specification, platform = yaml.safe_load_all(text)
+    json_format.ParseDict(platform, PlatformSpec())
+    kubernetes = platform["platforms"]["kubernetes"]
+    return lambda task: (executor(specification, task)["container"], executor(kubernetes, task))
+
+
+@pytest.fixture(scope="module")
+def placed() -> Of:
+    """Compiled with a volume for checkpoints and a placement."""
+    placement = Placement(
+        gpu_type="amd.com/gpu",
+        node_selector={"team": "a"},
+        tolerations=[Toleration(key="team", operator="Equal", value="a", effect="NoExecute")],
+        spot="aks",
+        shared_memory="9Gi",
+        image_pull_secrets=["registry"],
+    )
+    return platform_of(compile_pipeline("train", image=CPU, root=ROOT, state_claim="plmsae-state", placement=placement))
+
+
+def test_a_volume_for_checkpoints_goes_to_the_stages_that_leave_some(placed: Of) -> None:
     for stage in stages_of("train").values():
-        mounts = executor(platform["platforms"]["kubernetes"], task_name(stage)).get("pvcMount", [])
-        variables = executor(specification, task_name(stage))["container"].get("env", [])
-        assert [(item["constant"], item["mountPath"]) for item in mounts] == (
+        container, settings = placed(task_name(stage))
+        assert [(item["constant"], item["mountPath"]) for item in settings.get("pvcMount", [])] == (
             [("plmsae-state", "/state")] if stage.resumable else []
         )
-        assert variables == ([{"name": "PLMSAE_STATE", "value": "/state"}] if stage.resumable else [])
+        assert container.get("env", []) == ([{"name": "PLMSAE_STATE", "value": "/state"}] if stage.resumable else [])
 
 
 def test_what_registers_knows_its_run_and_image(package: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -236,29 +258,9 @@ def test_the_verb_writes_the_package(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-Of = Callable[[str], tuple[dict[str, Any], dict[str, Any]]]
-
-
-def platform_of(text: str) -> Of:
-    """Task -> (container, Kubernetes settings) of a compiled pipeline."""
-    specification, platform = yaml.safe_load_all(text)
-    json_format.ParseDict(platform, PlatformSpec())
-    kubernetes = platform["platforms"]["kubernetes"]
-    return lambda task: (executor(specification, task)["container"], executor(kubernetes, task))
-
-
-def test_a_placement_sends_tasks_with_a_gpu_to_its_nodes() -> None:
-    placement = Placement(
-        gpu_type="amd.com/gpu",
-        node_selector={"team": "a"},
-        tolerations=[Toleration(key="team", operator="Equal", value="a", effect="NoExecute")],
-        spot="aks",
-        shared_memory="9Gi",
-        image_pull_secrets=["registry"],
-    )
-    of = platform_of(compile_pipeline("train", image=CPU, root=ROOT, placement=placement))
+def test_a_placement_sends_tasks_with_a_gpu_to_its_nodes(placed: Of) -> None:
     for stage in stages_of("train").values():
-        container, settings = of(task_name(stage))
+        container, settings = placed(task_name(stage))
         if not stage.resources.gpu:
             assert "nodeSelector" not in settings
             assert "accelerator" not in container["resources"]
