@@ -136,8 +136,12 @@ def test_the_report_is_one_whole_page_that_needs_nothing_else(
     page = _Page()
     page.feed(text)
     assert page.open == []
-    assert len(page.links) == 2
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    sections = [link for link in page.links if link.startswith("#")]
+    assert sections
+    assert all(f'id="{link[1:]}"' in text for link in sections)
+    images = [link for link in page.links if link not in sections]
+    assert len(images) == 2
+    assert all(link.startswith("data:image/png;base64,") for link in images)
     assert not re.search(r"https?://|@import|url\(|<script|<link|<iframe", text)
     assert "viewport" in text
     assert "prefers-color-scheme:dark" in text
@@ -157,6 +161,22 @@ def test_the_report_is_one_whole_page_that_needs_nothing_else(
         assert expected in page.text, expected
     assert "Zinc finger <C2H2>" not in text
     assert "Never found" not in page.text  # the third of two
+
+
+def test_the_report_of_a_causal_model_has_its_protocol_alone(
+    evidence: Evidence, config: SaeConfig, tmp_path: Path
+) -> None:
+    (evidence.folders["fidelity"] / "fidelity.csv").write_text(
+        "protocol,per,quantity,value,low,high\ncausal,token,ce_clean,2.25,2.2,2.3\ncausal,token,kl_ratio,1.5,1.4,1.6\n"
+        "unmasked,token,fvu,0.1,0.09,0.11\n"
+    )
+    write_report(tmp_path / "report.html", evidence, config, NAME, num_concepts=2)
+    page = _Page()
+    page.feed((tmp_path / "report.html").read_text())
+    text = page.text.replace("\n", "")
+    assert "per residue, test proteinsnext residuescross-entropy, untouched (nats)2.250 [2.200, 2.300]" in text
+    assert "1.50 [1.40, 1.60]" in page.text
+    assert "unmasked residues" not in page.text
 
 
 def test_the_report_has_equal_bytes_for_equal_evidence(evidence: Evidence, config: SaeConfig, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ _STATES = {CLEAN: "untouched", RANDOM: "random error", SAE: "SAE", MEAN: "mean",
 _STATE_COLORS = {CLEAN: GREY, RANDOM: COLORS[5], SAE: COLORS[0], MEAN: COLORS[4], ZERO: COLORS[1]}
 _LABELS = {
     MASKED: "masked residues",
-    SINGLE: "masked one at a time",
+    SINGLE: "one masked at a time",
     UNMASKED: "unmasked residues",
     CAUSAL: "next residues",
 }
@@ -33,7 +33,7 @@ def draw(found: dict[str, Interval], protocols: tuple[str, ...], confidence: flo
         layer: Layer of the SAE.
         path: PNG to write.
     """
-    figure, (left, right) = new_figure(1, 2, panel=(5.0, 3.4))
+    figure, (left, right) = new_figure(1, 2, panel=(max(5.0, 2.3 * len(protocols)), 3.4))
     places = np.arange(len(protocols))
     for number, (state, label) in enumerate(_STATES.items()):
         bars = [found[f"{protocol}_token_ce_{state}"] for protocol in protocols]

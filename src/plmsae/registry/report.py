@@ -31,7 +31,7 @@ _FIDELITY = {
 }
 _PROTOCOLS = {
     "masked": "masked residues",
-    "single": "masked one at a time",
+    "single": "one masked at a time",
     "unmasked": "unmasked residues",
     "causal": "next residues",
 }
