@@ -178,6 +178,11 @@ def test_derived_concepts_stand_beside_the_others_and_change_nothing_of_them(
     assert (found.metrics["derived_num_concepts"], found.metrics["derived_num_concepts_left_out"]) == (2, 1)
     assert found.metrics["derived_mean_f1_sae"] == pytest.approx(ours["f1_test"].mean())
     assert found.metrics["derived_mean_auprc_sae"] == pytest.approx(ours["auprc"].mean())
+    readable = pd.read_csv(tmp_path / "table.csv").set_index("derived concept")
+    assert list(readable.index) == list(ours.index)
+    for name, one in ours.iterrows():
+        assert readable.loc[name, "F1 of the SAE, test"].startswith(f"{one['f1_test']:.3f} [{one['ci_low']:.3f}, ")
+        assert readable.loc[name, "AUPRC"] == pytest.approx(one["auprc"], abs=5e-4)
     # The selected letter's score on the first two residues of every helix, residue by residue.
     row = ours.loc["Helix, first 2 residues"]
     proteins, _, labelled = dense_test_set(inputs)
