@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,11 +24,20 @@ from plmsae.registry.versions import aliases_of, get_version
 from tests.registry.test_promote import GATES, NAME, Cut, add, aliases
 
 
+@pytest.fixture(scope="module")
+def once(empty_registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which version 1 was champion and version 2 is; nobody changes it."""
+    folder = tmp_path_factory.mktemp("once")
+    shutil.copytree(empty_registry, folder / ".plmsae")
+    promote(NAME, add(folder), GATES, folder)
+    promote(NAME, add(folder, fvu=0.25, seed=1), GATES, folder)
+    return folder
+
+
 @pytest.fixture
-def promoted_twice(root: Path) -> Path:
+def promoted_twice(root: Path, once: Path) -> Path:
     """Version 1 was champion, version 2 is."""
-    promote(NAME, add(root), GATES, root)
-    promote(NAME, add(root, fvu=0.25, seed=1), GATES, root)
+    shutil.copytree(once, root, dirs_exist_ok=True)
     assert aliases(root) == {"candidate": 2, "champion": 2, "previous": 1}
     return root
 
