@@ -25,6 +25,7 @@ from plmsae.evaluation.residue_letters import LETTERS
 from plmsae.evaluation.scores import NO_LATENT
 
 Ints = NDArray[np.int64]
+Codes = NDArray[np.int8]
 MOST_GROUPS = 512
 _DROPPED_BITS = 12  # of the 24 significant bits of fp32
 _PER_OCTAVE = 1 << (23 - _DROPPED_BITS)
@@ -125,7 +126,7 @@ class LevelCounter:
 
 
 def letter_average_precision(
-    valid: Labels, valid_codes: Ints, test: Labels, test_codes: Ints, groups: Ints, num_resamples: int, seed: int
+    valid: Labels, valid_codes: Codes, test: Labels, test_codes: Codes, groups: Ints, num_resamples: int, seed: int
 ) -> AveragePrecision:
     """Average precision on test of the residue's letter: its score is the share of labelled ones on validation.
 
@@ -149,14 +150,15 @@ def letter_average_precision(
     return _sampled(_average(levels.sum(axis=1)), levels, num_resamples, seed)
 
 
-def _by_letter(labels: Labels, codes: Ints, groups: Ints, num_groups: int) -> NDArray[np.int32]:
+def _by_letter(labels: Labels, codes: Codes, groups: Ints, num_groups: int) -> NDArray[np.int32]:
     """[C, G, 2, 21] unlabelled and labelled residues of each letter; the last is any other one."""
     width = len(LETTERS) + 1
-    letter = np.where(codes >= 0, codes, len(LETTERS))
-    key = np.repeat(groups, np.diff(labels.row_starts)) * width + letter
+    key = np.repeat((groups * width).astype(np.int32), np.diff(labels.row_starts))
+    key += np.where(codes >= 0, codes, np.int8(len(LETTERS)))
     total = np.bincount(key, minlength=num_groups * width).reshape(num_groups, width)
     ones = np.ones(len(key), dtype=np.int32)
-    indicator = sparse.csr_matrix((ones, key, np.arange(len(key) + 1)), shape=(len(key), num_groups * width))
+    pointers = np.arange(len(key) + 1, dtype=np.int32)
+    indicator = sparse.csr_matrix((ones, key, pointers), shape=(len(key), num_groups * width))
     labelled = (indicator.T @ labels.residues).toarray().reshape(num_groups, width, -1).transpose(2, 0, 1)
     return np.stack([total - labelled, labelled], axis=2).astype(np.int32)
 

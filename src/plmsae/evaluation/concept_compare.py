@@ -12,7 +12,7 @@ from plmsae.evaluation.counts import RowCounts
 from plmsae.evaluation.residue_labels import Labels
 from plmsae.evaluation.scores import Scores, score
 
-PREDICTORS_AT_ONCE = 128  # their counts per protein, and resampled, are in memory at once
+PREDICTORS_AT_ONCE = 64  # their counts per protein, and resampled, are in memory at once
 
 
 @dataclass(frozen=True)

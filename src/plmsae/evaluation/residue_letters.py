@@ -18,14 +18,14 @@ from plmsae.evaluation.scores import score
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
 
-def letter_codes(sequences: Sequence[str]) -> NDArray[np.int64]:
+def letter_codes(sequences: Sequence[str]) -> NDArray[np.int8]:
     """Index into `LETTERS` of every residue of all sequences, -1 for any other letter."""
-    table = np.full(256, -1, dtype=np.int64)
-    table[np.frombuffer(LETTERS.encode(), dtype=np.uint8)] = np.arange(len(LETTERS))
+    table = np.full(256, -1, dtype=np.int8)
+    table[np.frombuffer(LETTERS.encode(), dtype=np.uint8)] = np.arange(len(LETTERS), dtype=np.int8)
     return table[np.frombuffer("".join(sequences).encode("ascii"), dtype=np.uint8)]
 
 
-def select_letters(codes: NDArray[np.int64], labels: Labels, residue_level: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def select_letters(codes: NDArray[np.int8], labels: Labels, residue_level: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The letters that predict each concept best.
 
     Args:
@@ -36,12 +36,12 @@ def select_letters(codes: NDArray[np.int64], labels: Labels, residue_level: NDAr
     Returns:
         [C, 20] letters in the set of each concept.
     """
-    known = np.flatnonzero(codes >= 0)
-    letters = sparse.csr_matrix(
-        (np.ones(len(known), dtype=np.int32), (known, codes[known])), shape=(len(codes), len(LETTERS))
-    )
-    active = np.bincount(codes[known], minlength=len(LETTERS))
-    labelled = (labels.residues.T.tocsr() @ letters).toarray()
+    is_known = codes >= 0
+    known = codes[is_known].astype(np.int32)
+    before = np.concatenate([[0], np.cumsum(is_known)]).astype(np.int32)
+    letters = sparse.csr_matrix((np.ones(len(known), dtype=np.int32), known, before), (len(codes), len(LETTERS)))
+    active = np.bincount(known, minlength=len(LETTERS))
+    labelled = (labels.residues.T @ letters).toarray()
     present = (labels.annotations @ letters).toarray() > 0
     num_residues, pointers = labels.num_residues_of(), labels.membership.indptr
     chosen = np.zeros((labels.num_concepts, len(LETTERS)), dtype=bool)
