@@ -26,7 +26,7 @@ def draw(table: pd.DataFrame, num_concepts: int, confidence: float, path: Path) 
     figure, panels = new_figure(1, max(len(shown), 1), panel=(5.4, 3.6))
     titles = {
         "mean_f1": f"Concepts: {num_concepts}; {confidence:.0%} intervals",
-        "fvu": "Reconstruction at the SAE's L0",
+        "fvu": "Reconstruction",
     }
     labels = {"mean_f1": "mean best F1 on test", "fvu": "FVU on test residues"}
     for axes, name in zip(panels, shown, strict=False):
@@ -44,13 +44,17 @@ def draw(table: pd.DataFrame, num_concepts: int, confidence: float, path: Path) 
                 axes.bar(place, value, 0.62, color=color)
                 axes.errorbar(place, value, yerr=errors, color="#222B36", elinewidth=1.0, capsize=3)
             axes.annotate(
-                f"{value:.3g}", (place, value + errors[1, 0]), xytext=(0, 4), textcoords="offset points", ha="center",
+                f"{value:.3f}" if name == "mean_f1" else f"{value:.3g}",
+                (place, value + errors[1, 0]),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
                 fontsize=8,
-            )  # fmt: skip
+            )
         names = [_NAMES.get(method, method.replace("_", "\n")) for method in rows["method"]]
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.grid(axis="x", visible=False)
-        axes.margins(y=0.14)
+        axes.margins(x=0.07, y=0.14)
         axes.set_ylabel(labels[name])
         axes.set_title(titles[name])
         letters = table[(table["kind"] == "letters") & table[name].notna()]
