@@ -239,7 +239,7 @@ def test_the_best_on_validation_proteins_can_be_evaluated(
 ) -> None:
     base = {**BASE, "tokens": 5000, "expansion_factor": 1, "num_valid_rows": 256, "num_test_rows": 1000}
     choice: dict[str, Any] = {"max_proteins": None, "max_tokens": 1024, "threads": 1, "seed": 3}
-    concepts: dict[str, Any] = {"min_instances": 3, "min_proteins": 2, "thresholds": [0.0, 0.5]}
+    concepts: dict[str, Any] = {"min_instances": 3, "min_proteins": 2, "thresholds": [0.0, 0.5], "scored_share": 0.4}
     output = run(
         tmp_path, real, train_sae=base, grid={"k": [2, 24]}, select_by=select_by, **choice, **concepts, masked_share=0.2
     )
