@@ -125,7 +125,7 @@ def test_a_residue_may_be_in_several_instances_each_of_which_counts() -> None:
         assert np.flatnonzero(dense[:, 3]).tolist() == [1, 2, 3]
         assert split.labels.num_instances_of().tolist() == [2, 1, 2, 1]
     assert data.residue_level.tolist() == [False] * 4
-    assert data.derived_left_out["concept"].tolist() == ["Turn, last 1 residues"]
+    assert data.derived_left_out["concept"].tolist() == ["Turn, last residue"]
     assert data.left_out["concept"].tolist() == ["Domain: SH3"]
     ours, others = data.part(derived=True), data.part(derived=False)
     assert [concept.name for concept in ours.concepts] == names[2:] == ours.table["concept"].tolist()

@@ -74,8 +74,8 @@ class Derived:
         """What is asked of the instances of `of`, e.g. `first 3 residues`."""
         if self.near is not None:
             return f"within {self.within} of {self.near}"
-        number = self.first if self.first is not None else self.last
-        return f"{'first' if self.first is not None else 'last'} {number} residues"
+        end, number = ("first", self.first) if self.first is not None else ("last", self.last)
+        return f"{end} residue" if number == 1 else f"{end} {number} residues"
 
     @property
     def concept(self) -> Concept:
