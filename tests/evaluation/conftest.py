@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,25 @@ def plm() -> ProteinLM:
     return load_plm("esm_small")
 
 
+_MADE: dict[str, Path] = {}
+
+
+def _made(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once: the fixtures are imported into several modules, and each has them as its own."""
+    if name not in _MADE:
+        folder = factory.mktemp(name)
+        make(folder)
+        _MADE[name] = folder
+    return _MADE[name]
+
+
 @pytest.fixture(scope="session")
 def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An `ingest` output: every third protein in the same split."""
-    folder = tmp_path_factory.mktemp("ingest")
+    return _made("ingest", tmp_path_factory, _ingest)
+
+
+def _ingest(folder: Path) -> None:
     proteins = list(read_uniprot_tsv(FIXTURE))
     splits = ("train", "valid", "test")
     write_sequences(
@@ -55,25 +71,26 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_annotations(
         folder, {"accession": [accession for accession, _ in features], "offset": [0] * len(features), **columns}
     )
-    return folder
 
 
-def _store(folder: Path, plm: ProteinLM, sequences: Path, layer: int) -> Path:
-    settings = Settings(layer=layer, block_rows=512)
-    extract(plm, read_sequences(sequences), folder / "out", folder / "parts", settings, sequences_sha256="0" * 64)
-    return folder / "out"
+def _store(factory: pytest.TempPathFactory, plm: ProteinLM, sequences: Path, layer: int) -> Path:
+    def make(folder: Path) -> None:
+        settings = Settings(layer=layer, block_rows=512)
+        extract(plm, read_sequences(sequences), folder / "out", folder / "parts", settings, sequences_sha256="0" * 64)
+
+    return _made(f"store_of_layer{layer}", factory, make) / "out"
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, plm: ProteinLM, sequences: Path) -> Path:
     """Activations of the middle layer."""
-    return _store(tmp_path_factory.mktemp("store"), plm, sequences, LAYER)
+    return _store(tmp_path_factory, plm, sequences, LAYER)
 
 
 @pytest.fixture(scope="session")
 def embedding_store(tmp_path_factory: pytest.TempPathFactory, plm: ProteinLM, sequences: Path) -> Path:
     """Activations of layer 0, where a residue's state is a function of its letter."""
-    return _store(tmp_path_factory.mktemp("embedding"), plm, sequences, 0)
+    return _store(tmp_path_factory, plm, sequences, 0)
 
 
 def sae_config(plm: ProteinLM, architecture: str, layer: int, size: int, k: int) -> SaeConfig:
