@@ -8,30 +8,31 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.scheduling import GROUPS, group
+from tests.scheduling import FIRST, FOLDERS, group
 from tests.workspace import ROOT
 
-SLOW_FIXTURE = """
-import os, time
+SLOW = """
+import time
 import pytest
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range({}))
 def test_where(number):
     time.sleep(0.1)
 """
 
 
 def test_every_group_is_there() -> None:
-    for start, name in GROUPS:
-        assert (ROOT / start).exists()
-        assert group(f"{start}test_x.py::test_y" if start.endswith("/") else f"{start}::test_y") == name
-    assert group("tests/saes/test_topk.py::test_y[1]") == "tests/saes/test_topk.py::test_y[1]"
+    for name in (*FOLDERS, *FIRST):
+        assert (ROOT / name).exists()
+        assert group(f"{name}test_x.py::test_y" if name.endswith("/") else f"{name}::test_y") == name
+    assert group("tests/saes/test_topk.py::test_y[1]") == "tests/saes/test_topk.py"
 
 
-def test_a_group_stays_in_one_worker(tmp_path: Path) -> None:
-    for folder in ("containers", "saes"):
-        (tmp_path / "tests" / folder).mkdir(parents=True)
-        (tmp_path / "tests" / folder / f"test_{folder}.py").write_text(SLOW_FIXTURE)
+def test_a_group_stays_in_one_worker_and_what_takes_long_begins_first(tmp_path: Path) -> None:
+    for path, count in (("saes/test_a", 6), ("saes/test_b", 6), ("containers/test_c", 2), ("containers/test_d", 1)):
+        file = tmp_path / "tests" / f"{path}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(SLOW.format(count))
     (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_configure\n")
     process = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadgroup", "-v", "tests"],
@@ -43,5 +44,9 @@ def test_a_group_stays_in_one_worker(tmp_path: Path) -> None:
         check=False,
     )
     assert process.returncode == 0, process.stdout
-    # Where the others go is a matter of speed; that each is a group of its own is asserted above.
-    assert len(set(re.findall(r"\[(gw\d)\].*test_containers", process.stdout))) == 1
+    done = re.findall(r"\[(gw\d)\].*PASSED tests/(\w+/test_\w)", process.stdout)
+    assert len(done) == 15
+    workers = {file: {worker for worker, of in done if of == file} for _, file in done}
+    assert {len(found) for found in workers.values()} == {1}
+    assert workers["containers/test_c"] == workers["containers/test_d"]
+    assert done[-1][1].startswith("saes/"), "the folder with the fewest tests must have begun first"

@@ -68,9 +68,14 @@ def ordered(specification: dict[str, Any]) -> set[tuple[str, str]]:
     }
 
 
-def test_edges_are_those_of_dvc(finished: Finished) -> None:
+@pytest.fixture(scope="module")
+def of_dvc(finished: Finished) -> set[tuple[str, str]]:
+    return dvc_edges(finished.root)
+
+
+def test_edges_are_those_of_dvc(of_dvc: set[tuple[str, str]]) -> None:
     edges = {(producer, consumer) for producer, consumer, _ in kfp_ports(compiled())}
-    assert edges == dvc_edges(finished.root)
+    assert edges == of_dvc
     assert ordered(compiled()) == edges
 
 
@@ -90,11 +95,11 @@ def test_tasks_are_the_stages() -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_deleted_edge_is_noticed(finished: Finished, number: int) -> None:
+def test_a_deleted_edge_is_noticed(of_dvc: set[tuple[str, str]], number: int) -> None:
     """Delete one edge by hand, as a careless edit of pipelines/train.py would."""
     specification = copy.deepcopy(compiled())
     producer, consumer, port = sorted(kfp_ports(specification))[number * 5]
     del tasks(specification)[consumer]["inputs"]["artifacts"][port]
     assert kfp_ports(specification) != kfp_ports(compiled())
     others = {(a, b) for a, b, _ in kfp_ports(specification)}
-    assert others == dvc_edges(finished.root) - {(producer, consumer)}
+    assert others == of_dvc - {(producer, consumer)}

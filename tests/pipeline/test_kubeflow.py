@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
 
+from plmsae.artifacts.manifest import manifest_sha256
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import stages, stages_of
+from tests.cluster.test_arguments import tasks as resolved
 from tests.pipeline.conftest import Finished
+from tests.pipeline.test_graph import compiled
+from tests.stages.test_executor_input import executor_input
 from tests.workspace import ROOT, call, environment
 
 pytestmark = pytest.mark.slow
@@ -108,8 +114,25 @@ def test_a_second_run_is_cached_but_for_side_effects(
     assert started == {"register", "promote"}
 
 
+def test_the_task_of_a_sweep_gives_what_the_command_gives(
+    ran: subprocess.CompletedProcess[str], workspace: Path, swept: Path
+) -> None:
+    """With the parameters that the backend resolves for it, on outputs of the training pipeline's tasks."""
+    arguments = pipeline_arguments(ParamsFile(workspace / "params.yaml"), ["ingest", "sweep"])
+    assert arguments["grid"] == '{"k":[8,16],"seed":[0,1]}'
+    specification = json_format.ParseDict(compiled("sweep"), pipeline_spec_pb2.PipelineSpec())
+    values = dict(resolved(specification, arguments))["sweep"]
+    done = outputs(workspace)
+    inputs = {port.name: done[port.source.replace("_", "-")] for port in stages()["sweep"].inputs}
+    values |= {f"{name}_sha256": manifest_sha256(folder) for name, folder in inputs.items()}
+    task = workspace / "task"
+    call(workspace, "plmsae", "run", "sweep", "--executor-input", executor_input(task, values, inputs))
+    assert files(task / "output") == files(swept)
+
+
+@pytest.mark.long
 def test_a_sweep_evaluates_and_registers_the_best_of_its_members(
-    ran: subprocess.CompletedProcess[str], workspace: Path
+    ran: subprocess.CompletedProcess[str], workspace: Path, swept: Path
 ) -> None:
     """Ingest, validation and extraction come from the cache of the training pipeline."""
     after = [stage for stage in stages() if stage.partition("@")[0] in ("evaluate", "register")]
@@ -121,10 +144,7 @@ def test_a_sweep_evaluates_and_registers_the_best_of_its_members(
     assert started[0] == "sweep"
     assert set(started) == {"sweep", *after}
     found = outputs(workspace, "sweep")
-    inputs = [f"--input={name}={outputs(workspace)[task]}" for name, task in
-              (("sequences", "ingest"), ("activations", "extract-activations"))]  # fmt: skip
-    call(workspace, "plmsae", "run", "sweep", *inputs, "--output", "outputs/alone")
-    assert files(found["sweep"]) == files(workspace / "outputs" / "alone")
+    assert files(found["sweep"]) == files(swept)
     registration = json.loads((found["register"] / "registration.json").read_text())
     weights = (found["sweep"] / "sae" / "sae.safetensors").read_bytes()
     assert registration["sae_sha256"] == hashlib.sha256(weights).hexdigest()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -19,17 +17,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.timeout(900)
 
 
-def champion(root: Path) -> str:
-    (model,) = json.loads(call(root, "plmsae", "models", "--json").stdout)
-    assert "champion" in model["aliases"]
-    return f"models:/{model['name']}@champion"
-
-
 @pytest.mark.slow
-def test_the_five_lines_of_python_name_the_latents_of_a_protein(finished: Finished) -> None:
+def test_the_five_lines_of_python_name_the_latents_of_a_protein(finished: Finished, champion: str) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    uri = champion(finished.root)
-    code, count = re.subn(r'"models:/[^"]+"', f'"{uri}"', code)
+    code, count = re.subn(r'"models:/[^"]+"', f'"{champion}"', code)
     assert count == 1
     lines = call(finished.root, str(BIN / "python"), "-c", code).stdout.splitlines()
     assert lines[0].split() == ["position", "residue", "latent", "activation", "concept"]
@@ -37,9 +28,9 @@ def test_the_five_lines_of_python_name_the_latents_of_a_protein(finished: Finish
 
 
 @pytest.mark.slow
-def test_the_features_command_gives_every_residue_as_csv(finished: Finished) -> None:
+def test_the_features_command_gives_every_residue_as_csv(finished: Finished, champion: str) -> None:
     (command,) = re.findall(r"^    (plmsae features .*)$", README, re.MULTILINE)
-    words = command.replace(re.findall(r"models:/\S+", command)[0], champion(finished.root)).split()
+    words = command.replace(re.findall(r"models:/\S+", command)[0], champion).split()
     rows = list(csv.DictReader(io.StringIO(call(finished.root, *words).stdout)))
     sequence = words[2]
     assert "".join({int(row["position"]): row["residue"] for row in rows}.values()) == sequence
