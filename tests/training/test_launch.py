@@ -150,7 +150,7 @@ def run_members(checkpoints: Path, store: Path, members: list[str], **changes: o
     return train_members(params, Inputs(store, None, checkpoints, checkpoints))
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the same with other parameters: the first test of this file, and a TrainJob's of tests/cluster
 def test_parameters_divide_the_batches(store: Path, tmp_path: Path) -> None:
     (one,) = run_members(tmp_path / "one", store, ["topk"]).values()
     (two,) = run_members(tmp_path / "two", store, ["topk"], num_processes=2, parallel="data").values()
