@@ -13,7 +13,7 @@ from plmsae.stages.evaluation_params import (
     ProbesParams,
     ascending,
 )
-from plmsae.stages.spec import Input, Plot, Resources, Stage, StageContext, StageResult
+from plmsae.stages.spec import Input, Pipeline, Plot, Resources, Stage, StageContext, StageResult
 from plmsae.stages.variant_entries import STAGES as _TRAINING
 
 
@@ -107,24 +107,43 @@ class AmortisationParams(EvaluationParams):
     )
 
 
-_INPUTS = (
-    Input("sequences", "sequences", "ingest"),
-    Input("activations", "activations", "extract_activations"),
-    Input("sae", "sae", "train_sae"),
-)
-_CODE = ("activations", "artifacts", "evaluation", "figures.py", "plms", "proteins", "saes")
+def _entry(
+    name: str,
+    summary: str,
+    params: type[EvaluationParams],
+    *,
+    pipeline: Pipeline = "train",
+    memory_gib: int = 16,
+    optional_files: tuple[str, ...] = (),
+    plots: tuple[Plot, ...] = (),
+) -> Stage:
+    """The declaration of an evaluation; its work function is `run_<name>`."""
+    return Stage(
+        id=f"evaluate@{name}",
+        summary=summary,
+        params=params,
+        inputs=(
+            Input("sequences", "sequences", "ingest"),
+            Input("activations", "activations", "extract_activations"),
+            Input("sae", "sae", "train_sae"),
+        ),
+        pipeline=pipeline,
+        kind="result",
+        run=f"plmsae.stages.evaluate:run_{name}",
+        code=("activations", "artifacts", "evaluation", "figures.py", "plms", "proteins", "saes"),
+        optional_files=optional_files,
+        resources=Resources(cpu=4, memory_gib=memory_gib),
+        plots=plots,
+        tracked=True,
+    )
+
 
 STAGES = (
-    Stage(
-        id="evaluate@fidelity",
-        summary="Measure what the model loses when the SAE's reconstruction replaces its hidden state",
-        params=FidelityParams,
-        inputs=_INPUTS,
-        kind="result",
-        run="plmsae.stages.evaluate:run_fidelity",
-        code=_CODE,
-        resources=Resources(cpu=4, memory_gib=8),
-        tracked=True,
+    _entry(
+        "fidelity",
+        "Measure what the model loses when the SAE's reconstruction replaces its hidden state",
+        FidelityParams,
+        memory_gib=8,
         plots=(
             Plot(
                 file="cross_entropy.csv",
@@ -134,17 +153,11 @@ STAGES = (
             ),
         ),
     ),
-    Stage(
-        id="evaluate@concepts",
-        summary="Find the Swiss-Prot concepts that single latents predict, beside neurons and the residue letter",
-        params=ConceptsParams,
-        inputs=_INPUTS,
-        kind="result",
-        run="plmsae.stages.evaluate:run_concepts",
-        code=_CODE,
+    _entry(
+        "concepts",
+        "Find the Swiss-Prot concepts that single latents predict, beside neurons and the residue letter",
+        ConceptsParams,
         optional_files=("interplm_table",),
-        resources=Resources(cpu=4, memory_gib=16),
-        tracked=True,
         plots=(
             Plot(
                 file="f1_by_rank.csv",
@@ -154,16 +167,10 @@ STAGES = (
             ),
         ),
     ),
-    Stage(
-        id="evaluate@baselines",
-        summary="Compare the SAE with neurons, PCA, ICA and random directions by one protocol",
-        params=BaselinesParams,
-        inputs=_INPUTS,
-        kind="result",
-        run="plmsae.stages.evaluate:run_baselines",
-        code=_CODE,
-        resources=Resources(cpu=4, memory_gib=16),
-        tracked=True,
+    _entry(
+        "baselines",
+        "Compare the SAE with neurons, PCA, ICA and random directions by one protocol",
+        BaselinesParams,
         plots=(
             Plot(
                 file="fvu_by_budget.csv",
@@ -173,66 +180,37 @@ STAGES = (
             ),
         ),
     ),
-    Stage(
-        id="evaluate@amortisation",
-        summary="Compare the encoder's codes with sparse coding on its own decoder",
-        params=AmortisationParams,
-        inputs=_INPUTS,
-        kind="result",
-        run="plmsae.stages.evaluate:run_amortisation",
-        code=_CODE,
-        resources=Resources(cpu=4, memory_gib=8),
-        tracked=True,
+    _entry(
+        "amortisation",
+        "Compare the encoder's codes with sparse coding on its own decoder",
+        AmortisationParams,
+        memory_gib=8,
     ),
-    Stage(
-        id="evaluate@probes",
-        summary="Fit logistic probes on single latents, on all of them, and on what they are compared with",
-        params=ProbesParams,
-        inputs=_INPUTS,
+    _entry(
+        "probes",
+        "Fit logistic probes on single latents, on all of them, and on what they are compared with",
+        ProbesParams,
         pipeline="evaluate",
-        kind="result",
-        run="plmsae.stages.evaluate:run_probes",
-        code=_CODE,
         optional_files=("labels",),
-        resources=Resources(cpu=4, memory_gib=16),
-        tracked=True,
     ),
-    Stage(
-        id="evaluate@patterns",
-        summary="Classify every latent's activation pattern, and find latents specific to a protein family",
-        params=PatternsParams,
-        inputs=_INPUTS,
+    _entry(
+        "patterns",
+        "Classify every latent's activation pattern, and find latents specific to a protein family",
+        PatternsParams,
         pipeline="evaluate",
-        kind="result",
-        run="plmsae.stages.evaluate:run_patterns",
-        code=_CODE,
         optional_files=("labels",),
-        resources=Resources(cpu=4, memory_gib=16),
-        tracked=True,
     ),
-    Stage(
-        id="evaluate@clustering",
-        summary="Test whether latents cluster in sequence and in structure",
-        params=ClusteringParams,
-        inputs=_INPUTS,
+    _entry(
+        "clustering",
+        "Test whether latents cluster in sequence and in structure",
+        ClusteringParams,
         pipeline="evaluate",
-        kind="result",
-        run="plmsae.stages.evaluate:run_clustering",
-        code=_CODE,
-        resources=Resources(cpu=4, memory_gib=16),
-        tracked=True,
     ),
-    Stage(
-        id="evaluate@absorption",
-        summary="Measure how concepts are split over latents and absorbed by others",
-        params=AbsorptionParams,
-        inputs=_INPUTS,
+    _entry(
+        "absorption",
+        "Measure how concepts are split over latents and absorbed by others",
+        AbsorptionParams,
         pipeline="evaluate",
-        kind="result",
-        run="plmsae.stages.evaluate:run_absorption",
-        code=_CODE,
-        resources=Resources(cpu=4, memory_gib=16),
-        tracked=True,
     ),
     *_TRAINING,
 )
@@ -331,8 +309,7 @@ def _run(name: str, context: StageContext) -> StageResult:
     )
     arguments = {key: value for key, value in context.params.model_dump().items() if not key.endswith("_sha256")}
     # A raw file is read where the wrapper has put it, its checksum verified.
-    arguments |= {
-        key: context.sources.get(key) for key in next(stage for stage in STAGES if stage.entry == name).optional_files
-    }
+    files = next(stage.optional_files for stage in STAGES if stage.entry == name)
+    arguments |= {key: context.sources.get(key) for key in files}
     outcome = evaluation(name)(inputs, context.output, **arguments)
     return StageResult(metrics=outcome.metrics, summary=outcome.summary)
