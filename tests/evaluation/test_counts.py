@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -88,24 +89,34 @@ def slow_counts(case: Case, concept: int, latent: int, threshold: float) -> tupl
     return true_positives, hits, active
 
 
-@given(cases(), st.integers(0, 3), st.sampled_from([1, 5, counts.RESIDUES_AT_ONCE]))
+@given(
+    cases(),
+    st.integers(0, 3),
+    st.sampled_from([1, 5, counts.RESIDUES_AT_ONCE]),
+    st.sampled_from([THRESHOLDS, (0.15, 0.5)]),
+    st.sampled_from([(1, 1), (4, 2), (9, 3), (counts.ROWS_AT_ONCE, counts.INSTANCES_AT_ONCE)]),
+)
 @settings(max_examples=150, deadline=None)
-def test_counts_equal_the_slow_ones_whatever_the_batches(case: Case, cut: int, at_once: int) -> None:
+def test_counts_equal_the_slow_ones_whatever_the_pieces(
+    case: Case, cut: int, at_once: int, thresholds: tuple[float, ...], pieces: tuple[int, int]
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counts, "RESIDUES_AT_ONCE", at_once)
-        _check_counts(case, cut)
+        patch.setattr(counts, "ROWS_AT_ONCE", pieces[0])
+        patch.setattr(counts, "INSTANCES_AT_ONCE", pieces[1])
+        _check_counts(case, cut, thresholds)
 
 
-def _check_counts(case: Case, cut: int) -> None:
+def _check_counts(case: Case, cut: int, thresholds: tuple[float, ...]) -> None:
     labels = case.labels()
     cut = min(cut, len(case.lengths))
-    counter = ConceptCounter(NUM_CONCEPTS, NUM_LATENTS, THRESHOLDS)
+    counter = ConceptCounter(NUM_CONCEPTS, NUM_LATENTS, thresholds)
     for first, last in ((0, cut), (cut, len(case.lengths))):
         if first < last:
             counter.add(case.matrix(first, last), labels.batch(first, last))
     result = counter.result()
     for concept in range(NUM_CONCEPTS):
-        for place, threshold in enumerate(THRESHOLDS):
+        for place, threshold in enumerate(thresholds):
             for latent in range(NUM_LATENTS):
                 expected = slow_counts(case, concept, latent, threshold)
                 where = (concept, place, latent)
@@ -146,8 +157,7 @@ def test_an_instance_is_hit_by_its_own_residues_only_where_instances_overlap() -
     assert counter.result().true_positives[0, 0].tolist() == [1, 1, 0]
 
 
-def test_the_highest_bin_is_right_when_a_long_instance_is_full() -> None:
-    """The sum that stands for a maximum must not carry over into the next bin."""
+def test_a_long_instance_that_is_full_is_hit_once() -> None:
     length = 1023
     labels = Labels.build(
         np.array([length]), np.array([0]), np.array([0]), np.array([length]), np.array([False]), np.array([[0, -1]]), 1
@@ -156,6 +166,31 @@ def test_the_highest_bin_is_right_when_a_long_instance_is_full() -> None:
     counter = ConceptCounter(1, 1, THRESHOLDS)
     counter.add(activations, labels)
     assert counter.result().hits[0, :, 0].tolist() == [1, 1, 1, 1, 0]
+
+
+def test_instances_of_any_length_fall_into_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(counts, "INSTANCES_AT_ONCE", 4)
+    lengths = np.array([1, 1, 1, 1, 1, 30, 1, 2, 5, 1])
+    pieces = counts._pieces(lengths)
+    assert pieces[0] == 0
+    assert pieces[-1] == len(lengths)
+    assert sorted(set(pieces)) == pieces
+    for first, last in pairwise(pieces):
+        assert last - first <= 4
+        assert lengths[first + 1 : last].sum() <= 8
+
+
+def test_more_thresholds_than_a_byte_can_number() -> None:
+    thresholds = np.arange(300) / 300
+    labels = Labels.build(*(np.array(x) for x in ([3], [0], [0], [2], [False], [[0, -1]])), 1)
+    values = np.array([[0.25], [0.99], [1.0]], dtype=np.float32)
+    counter = ConceptCounter(1, 1, thresholds.tolist())
+    counter.add(sparse.csr_matrix(values), labels)
+    above = values > thresholds.astype(np.float32)
+    assert counter.result().active[:, 0].tolist() == above.sum(0).tolist()
+    assert counter.result().true_positives[0, :, 0].tolist() == above[:2].sum(0).tolist()
+    assert counter.result().hits[0, :, 0].tolist() == above[:2].any(0).tolist()
 
 
 def test_a_pair_labels_its_two_ends() -> None:
@@ -177,6 +212,17 @@ def test_a_nan_activation_is_refused() -> None:
     bad = sparse.csr_matrix((np.array([np.nan], dtype=np.float32), np.array([0]), np.array([0, 1, 1])), shape=(2, 1))
     with pytest.raises(DataError, match="finite"):
         ConceptCounter(1, 1, THRESHOLDS).add(bad, labels)
+
+
+def test_nothing_is_added_to_a_result() -> None:
+    labels = Labels.build(*(np.array(x) for x in ([2], [0], [0], [1], [False], [[0, -1]])), 1)
+    activations = sparse.csr_matrix(np.ones((2, 1), dtype=np.float32))
+    counter = ConceptCounter(1, 1, THRESHOLDS)
+    counter.add(activations, labels)
+    for _ in range(2):
+        assert counter.result().active[:, 0].tolist() == [2, 2, 2, 2, 2]
+    with pytest.raises(ValueError, match="taken already"):
+        counter.add(activations, labels)
 
 
 @pytest.mark.parametrize("thresholds", [(), (0.5, 0.5), (0.5, 0.1), (-0.1, 0.5)])
