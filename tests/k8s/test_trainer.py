@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from plmsae.cluster.placement import Placement
-from plmsae.cluster.train_job import DATA_SECRET, NODE, SETTINGS_MAP
+from plmsae.cluster.tasks import SETTINGS_MAP
+from plmsae.cluster.train_job import DATA_SECRET, NODE
 from tests.cluster.test_train_job import job, pod_of
 from tests.cluster.trainer_server import check_runtime, runtime
 from tests.k8s.manifests import K8S, documents, load, problems, references
