@@ -257,6 +257,14 @@ def test_a_knob_reaches_every_stage_that_has_it(tmp_path: Path) -> None:
     assert resolved("sweep", tmp_path, manifests("sweep", *SOURCE), grid=grid)["sweep"].grid == {"k": [4, 8]}
 
 
+def test_a_seed_of_the_members_is_not_that_of_the_proteins(tmp_path: Path) -> None:
+    overrides = (*SOURCE, "train_sae.seed=5")
+    stage = argo_stages("sweep")["sweep"]
+    found = resolved("sweep", tmp_path, manifests("sweep", *overrides), seed="7")
+    assert found["sweep"] == load_params(ParamsFile(PARAMS, overrides), stage)
+    assert found["ingest"].seed == 7
+
+
 def test_a_checksum_of_digits_stays_a_text(tmp_path: Path) -> None:
     found = resolved("train", tmp_path, manifests("train", *SOURCE), source_sha256=64 * "1")
     assert found["ingest"].source_sha256 == 64 * "1"

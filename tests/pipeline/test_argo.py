@@ -17,7 +17,7 @@ from tests.pipeline.conftest import Finished
 from tests.workspace import call, output_bytes
 
 
-def run_by_hand(manifests: list[dict[str, Any]], workspace: Path, config: Path, **arguments: str) -> list[str]:
+def run_by_hand(manifests: list[dict[str, Any]], workspace: Path, config: Path, **arguments: str) -> None:
     """What Argo does with a graph, one task at a time; paths of mounts become paths of this machine."""
     params, template = manifests
     (config / PARAMS_FILE).write_text(params["data"][PARAMS_FILE], encoding="utf-8")
@@ -25,15 +25,13 @@ def run_by_hand(manifests: list[dict[str, Any]], workspace: Path, config: Path, 
     values = {item["name"]: item.get("value") for item in spec["arguments"]["parameters"]} | arguments
     pods = {item["name"]: item for item in spec["templates"]}
     graph = {item["name"]: item.get("dependencies", []) for item in pods[spec["entrypoint"]]["dag"]["tasks"]}
-    order = list(TopologicalSorter(graph).static_order())
-    for name in order:
+    for name in TopologicalSorter(graph).static_order():
         container = pods[name]["container"]
         assert container["workingDir"] == WORKSPACE
         command = [*container["command"], *container["args"]]
         for key, value in values.items():
             command = [item.replace("{{workflow.parameters." + key + "}}", str(value)) for item in command]
         call(workspace, *(item.replace(PARAMS_FOLDER, str(config)) for item in command))
-    return order
 
 
 @pytest.mark.long
@@ -47,8 +45,7 @@ def test_the_commands_in_the_order_of_the_graph_give_the_bytes_of_dvc_repro(fini
     call(root, "rm", "-rf", "outputs", ".plmsae/checkpoints", "params.yaml", "dvc.yaml")
     source = root / "data" / "swissprot.tsv.gz"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    order = run_by_hand(manifests, root, config, source=os.path.relpath(source, root), source_sha256=digest)
-    assert order.index("promote") == len(order) - 1 or "steer" in order[order.index("promote") :]
+    run_by_hand(manifests, root, config, source=os.path.relpath(source, root), source_sha256=digest)
     after = output_bytes(root)
     assert after.keys() == before.keys()
     own = ("register/", "promote/")  # what they write says which version it is, the second here

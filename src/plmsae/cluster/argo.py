@@ -24,7 +24,6 @@ from plmsae.cluster.tasks import REGISTRY, RETRIES, SECRETS, SETTINGS, SETTINGS_
 from plmsae.errors import UserError, did_you_mean
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import sections, stages_of
-from plmsae.stages.catalog import stage as find_stage
 from plmsae.stages.components import task_name
 from plmsae.stages.executor_input import knob_type
 from plmsae.stages.render import after_sweep, run_options
@@ -129,7 +128,7 @@ def argo_manifests(
         "templates": [
             {"name": "main", "dag": {"tasks": [_task(stage, chosen) for stage in chosen.values()]}},
             *(
-                _template(stage, pipeline, chosen, gpu_image or image if stage.resources.gpu else image, sizes, place)
+                _template(stage, pipeline, gpu_image or image if stage.resources.gpu else image, sizes, place)
                 for stage in chosen.values()
             ),
         ],
@@ -198,7 +197,6 @@ def _task(stage: Stage, chosen: Mapping[str, Stage]) -> dict[str, Any]:
 def _template(
     stage: Stage,
     pipeline: Pipeline,
-    chosen: Mapping[str, Stage],
     image: str,
     sizes: Mapping[str, tuple[int, int]],
     place: Placement,
@@ -237,7 +235,7 @@ def _template(
         "args": [
             f"--params={PARAMS_FOLDER}/{PARAMS_FILE}",
             *run_options(stage, pipeline),
-            *(option for override in _overrides(stage, chosen) for option in ("--set", override)),
+            *(option for override in _overrides(stage) for option in ("--set", override)),
         ],
         "workingDir": WORKSPACE,
         "env": environment,
@@ -255,15 +253,11 @@ def _template(
     return template
 
 
-def _overrides(stage: Stage, chosen: Mapping[str, Stage]) -> list[str]:
-    """SECTION.KNOB=VALUE of every knob that the stage's parameters are resolved from."""
-    found = []
-    for owner in (stage, *(find_stage(name) for name in stage.inherits)):
-        for knob in owner.knobs:
-            if any(knob in item.knobs for item in chosen.values()):
-                value = "{{workflow.parameters." + knob + "}}"
-                found.append(f"{owner.section}.{knob}={_quoted(owner, knob, value)}")
-    return found
+def _overrides(stage: Stage) -> list[str]:
+    """SECTION.KNOB=VALUE of the stage's own knobs, as in Kubeflow: what it inherits is what the file says."""
+    return [
+        f"{stage.section}.{knob}={_quoted(stage, knob, '{{workflow.parameters.' + knob + '}}')}" for knob in stage.knobs
+    ]
 
 
 def _quoted(stage: Stage, knob: str, value: str) -> str:
