@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from plmsae.cli import main
+from plmsae.cli import build_parser, main
 from plmsae.errors import DataError, UserError
 from plmsae.registry.connection import connect
 from plmsae.registry.evidence import Evidence
@@ -269,3 +270,31 @@ def test_a_name_without_aliases_asks_for_a_version(root: Path) -> None:
         client.delete_registered_model_alias(NAME, "candidate")
     with pytest.raises(UserError, match="neither a champion nor a candidate"):
         lineage(NAME, root)
+
+
+GUIDES = Path(__file__).parents[2] / "docs" / "how-to"
+
+
+def documented(guide: str) -> list[list[str]]:
+    """Arguments of every `plmsae ...` line in the code blocks of a guide."""
+    lines = (GUIDES / f"{guide}.md").read_text(encoding="utf-8").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("    plmsae ")]
+
+
+def test_the_commands_of_the_guide_work(full: Evidence, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    register(write_outputs(root, seed=1, data=DATA), root)
+    register(write_outputs(root, seed=2, data=DATA), root)
+    commands = documented("lineage")
+    assert len(commands) == 5
+    for arguments in commands:
+        real = [part.replace("NAME", NAME).replace(f"sha256:{'DIGEST'}", DIGEST) for part in arguments]
+        assert main(real) == 0, arguments
+        assert NAME in capsys.readouterr().out
+    assert (root / "lineage.svg").is_file()
+
+
+def test_the_commands_of_the_registry_guide_are_understood() -> None:
+    commands = documented("registry")
+    assert {arguments[0] for arguments in commands} >= {"models", "pull", "verify", "promote", "rollback", "lineage"}
+    for arguments in commands:
+        build_parser(arguments[0]).parse_args(arguments)

@@ -51,8 +51,9 @@ class Claim:
         name: Registered name.
         key: Its tag.
         doing: What the holder does, in words.
-        number: Its place in the line; 0 while it is being chosen.
         lease: Seconds after which others may remove it, if it does not change.
+        number: Its place in the line; 0 while it is being chosen.
+        exists: Whether it was written.
     """
 
     client: Any
@@ -61,6 +62,7 @@ class Claim:
     doing: str
     lease: float
     number: int = 0
+    exists: bool = False
     _beat: int = 0
     _written: float = field(default_factory=time.monotonic)
 
@@ -71,6 +73,7 @@ class Claim:
         before = time.monotonic()
         text = canonical_json({"number": self.number, "beat": self._beat, "doing": self.doing, **_identity()})
         self.client.set_registered_model_tag(self.name, self.key, text)
+        self.exists = True
         self._check_age()
         self._written = before
 
@@ -183,6 +186,8 @@ def _remove(claim: Claim, key: str) -> None:
 
 def _release(claim: Claim) -> None:
     """Whatever happens here must not hide what happened in the block: a claim that stays expires."""
+    if not claim.exists:
+        return
     try:
         _remove(claim, claim.key)
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Deletion:
         evidence_sha256: What stood on it.
         sae_sha256: sha256 of its weights.
         reason: Why, in the words of whoever did it.
-        at: When, UTC, ISO 8601.
+        at: When it was begun, UTC, ISO 8601.
+        done: False from the moment it is recorded until the version is gone.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Deletion:
     sae_sha256: str
     reason: str
     at: str
+    done: bool
 
     def record(self) -> dict[str, Any]:
         """JSON form."""
@@ -77,15 +79,20 @@ def _delete(claim: Claim, version: int, reason: str) -> Deletion:
         if aliases.get(alias) == version:
             raise UserError(f"version {version} of '{name}' is {alias} and is not deleted", fix=fix)
     history = audit.records(client.get_registered_model(name).tags, audit.DELETION, name)
+    # A version that is still there was not deleted by the record of it.
     cut_off = [number for number, record in history.items() if record.get("version") == version]
     number = cut_off[-1] if cut_off else max(history, default=0) + 1
     tags = found.tags
-    done = Deletion(name, version, tags.get(EVIDENCE_TAG, ""), tags.get("sae_sha256", ""), reason, audit.now())
-    audit.write(client, name, audit.DELETION, number, done.record())
+    plan = Deletion(
+        name, version, tags.get(EVIDENCE_TAG, ""), tags.get("sae_sha256", ""), reason, audit.now(), done=False
+    )
+    audit.write(client, name, audit.DELETION, number, plan.record())
     claim.check()
     logged = model_id(client.get_model_version(name, str(version)))
     client.delete_model_version(name, str(version))
     others = client.search_model_versions(f"name = '{name}'", max_results=1000)
     if not any(str(other.source) == f"models:/{logged}" for other in others):
         client.delete_logged_model(logged)
+    done = replace(plan, done=True)
+    audit.write(client, name, audit.DELETION, number, done.record())
     return done
