@@ -11,29 +11,19 @@ from plmsae.cluster.launch import NAMESPACE_VARIABLE, TRAIN_JOB_VARIABLE
 from plmsae.cluster.placement import SECTION, Placement
 from plmsae.cluster.ranks import ranks
 from plmsae.cluster.sections import pipeline_arguments
+from plmsae.cluster.tasks import REGISTRY, RETRIES, SECRETS, SETTINGS, SETTINGS_MAP, USER
 from plmsae.cluster.train_job import TrainJobSettings
 from plmsae.errors import UserError
 from plmsae.params import ParamsFile, canonical_json, validate
 from plmsae.stages.catalog import stage as find_stage
 from plmsae.stages.executor_input import STATE_VARIABLE
-from plmsae.stages.spec import Retry, Stage
+from plmsae.stages.spec import Stage
 
 _PARAMS = Path(__file__).parents[1] / "params.yaml"
-USER = 10001
-SETTINGS_MAP = "plmsae"
 IMAGE_ANNOTATION = "plmsae.io/image"
 STATE_FOLDER = "/state"
 _PLACEMENT = validate(Placement, json.loads(PLACEMENT), section=SECTION)
 _RANKS = {**ranks(ParamsFile(_PARAMS)), **json.loads(RANKS)}
-_REGISTRY = "MLFLOW_TRACKING_URI"
-_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-_SECRETS = {
-    "plmsae-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    "plmsae-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-}
-# Kubeflow repeats a task whatever its exit code: few and soon, since a wrong parameter is repeated as well. A node of a
-# spot pool takes longer to come back than a network.
-_RETRIES: dict[Retry, tuple[int, str, str]] = {"none": (0, "", ""), "io": (2, "15s", "60s"), "gpu": (3, "30s", "300s")}
 
 
 def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
@@ -59,7 +49,8 @@ def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
         task.set_env_variable(STATE_VARIABLE, STATE_FOLDER)
     if stage.side_effects:
         _identified(task)
-    number, first, longest = _RETRIES[need.retry]
+    # Kubeflow repeats a task whatever its exit code: few and soon, since a wrong parameter is repeated as well.
+    number, first, longest = RETRIES[need.retry]
     if number:
         task.set_retry(number, backoff_duration=first, backoff_factor=2.0, backoff_max_duration=longest)
     # A reference by tag may point at other code tomorrow, and the cache would not notice.
@@ -131,8 +122,8 @@ def _in_namespace(task: dsl.PipelineTask, timeout_hours: int) -> dsl.PipelineTas
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.empty_dir_mount(task, "tmp", "/tmp")
     # Without a registry a task would register into its own container and lose it, so this one is not optional.
-    kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {_REGISTRY: _REGISTRY})
-    kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {name: name for name in _SETTINGS}, optional=True)
-    for secret, names in _SECRETS.items():
+    kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {REGISTRY: REGISTRY})
+    kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {name: name for name in SETTINGS}, optional=True)
+    for secret, names in SECRETS.items():
         kubernetes.use_secret_as_env(task, secret, {name: name for name in names}, optional=True)
     return task

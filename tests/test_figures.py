@@ -36,5 +36,13 @@ def test_style_is_local_to_the_figure(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     figure, _ = new_figure()
-    with pytest.raises(UserError, match="PNG"):
-        save_figure(figure, tmp_path / "x.svg")
+    with pytest.raises(UserError, match="PNG or SVG"):
+        save_figure(figure, tmp_path / "x.pdf")
+
+
+def test_a_drawing_that_scales_is_the_same_bytes_again(tmp_path: Path) -> None:
+    for name in "ab":
+        _draw(tmp_path / f"{name}.svg", 1.0)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert "<dc:date>" not in text

@@ -24,10 +24,11 @@ VERBS = {
     "compare": "compare SAEs of any models and sizes on the same proteins",
     "export": "convert an SAE to or from the format of another library",
     "verify": "check every file of an output or SAE folder against its checksums",
-    "compile": "compile a Kubeflow pipeline for your images",
+    "compile": "compile a pipeline for Kubeflow or Argo, for your images",
     "submit": "run a pipeline on Kubeflow",
     "promote": "make a registered version the champion if it passes the gates",
     "rollback": "make the previous champion champion again",
+    "lineage": "show what a registered SAE was made from, or what was made from something",
 }
 
 

@@ -1,4 +1,4 @@
-"""One style for every figure, and PNG bytes that depend on the numbers alone.
+"""One style for every figure, and bytes that depend on the numbers alone.
 
 Figures are made without pyplot: no global state, no display, safe in threads. `save_figure` leaves out the
 software and date fields of the PNG, so equal data give equal bytes (with the same matplotlib).
@@ -49,6 +49,10 @@ _STYLE: dict[str, Any] = {
 }
 
 
+# What would name the program and the date in a file, by suffix.
+_NO_DATE: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
+
+
 def new_figure(
     num_rows: int = 1, num_columns: int = 1, *, panel: tuple[float, float] = PANEL_INCHES, title: str | None = None
 ) -> tuple[Figure, list[Axes]]:
@@ -78,20 +82,22 @@ def new_figure(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Put titles and legends into the house style and write a figure as PNG; its folder is made.
+    """Put titles and legends into the house style and write a figure as PNG or SVG; its folder is made.
 
     Raises:
-        UserError: The path does not end in `.png`.
+        UserError: The path ends in neither `.png` nor `.svg`.
     """
     import matplotlib
 
-    if path.suffix != ".png":
-        raise UserError(f"figures are written as PNG, not '{path.suffix}'", where=str(path), fix="name it *.png")
+    if path.suffix not in _NO_DATE:
+        raise UserError(
+            f"figures are written as PNG or SVG, not '{path.suffix}'", where=str(path), fix="name it *.png or *.svg"
+        )
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         for axis in figure.axes:
             _dress(axis)
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        figure.savefig(buffer, format=path.suffix[1:], metadata=_NO_DATE[path.suffix])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
 

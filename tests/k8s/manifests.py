@@ -41,8 +41,9 @@ def documents(folder: Path = K8S) -> list[Document]:
 
 def pod_spec(data: dict[str, Any]) -> dict[str, Any] | None:
     """The pod that an object makes, if it makes one."""
-    if data["kind"] in ("Deployment", "StatefulSet", "Job"):
-        spec: dict[str, Any] = data["spec"]["template"]["spec"]
+    if data["kind"] in ("Deployment", "StatefulSet", "Job", "CronJob"):
+        job = data["spec"]["jobTemplate"] if data["kind"] == "CronJob" else data
+        spec: dict[str, Any] = job["spec"]["template"]["spec"]
         return spec
     return None
 

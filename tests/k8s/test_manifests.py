@@ -17,6 +17,7 @@ import pytest
 
 from plmsae.stages.components import EXAMPLE_IMAGE
 from tests.cluster.trainer_server import check_runtime
+from tests.k8s.kustomize import FIELDS
 from tests.k8s.manifests import K8S, ROOT, Document, containers, documents, load, pod_spec, problems, references
 
 DOCUMENTS = documents()
@@ -78,10 +79,19 @@ def test_a_kind_without_a_schema_is_not_passed_over() -> None:
 @pytest.mark.parametrize("path", sorted(K8S.rglob("kustomization.yaml")), ids=lambda path: path.parent.name)
 def test_a_kustomization_lists_every_file_beside_it(path: Any) -> None:
     (data,) = load(path)
-    assert set(data) <= {"apiVersion", "kind", "resources", "labels"}
+    assert set(data) <= FIELDS
     assert data["apiVersion"].startswith("kustomize.config.k8s.io/")
     beside = sorted(file.name for file in path.parent.iterdir() if file.name != path.name)
-    assert sorted(data["resources"]) == beside
+    assert sorted(name for name in data["resources"] if not name.startswith("../")) == beside
+
+
+def test_every_component_is_in_an_overlay() -> None:
+    used = {
+        (path.parent / name).resolve()
+        for path in K8S.glob("overlays/*/kustomization.yaml")
+        for name in load(path)[0]["components"]
+    }
+    assert used == {path.parent for path in K8S.glob("components/*/kustomization.yaml")}
 
 
 def test_what_is_in_no_kustomization_is_an_example() -> None:
@@ -117,7 +127,8 @@ def test_names_are_unique_and_no_namespace_is_fixed() -> None:
     for item in DOCUMENTS:
         assert "namespace" not in item.data["metadata"], item.id
         assert "namespace:" not in item.path.read_text(encoding="utf-8")
-        assert item.data["kind"] not in {"ClusterRole", "ClusterRoleBinding", "Namespace"}
+        assert item.data["kind"] not in {"ClusterRole", "ClusterRoleBinding"}
+        assert item.data["kind"] != "Namespace" or item.path.parent == K8S / "components" / "namespace"
 
 
 @pytest.mark.parametrize("document", PODS, ids=lambda document: document.id)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from plmsae.cluster.placement import Placement
-from plmsae.cluster.train_job import DATA_SECRET, NODE, SETTINGS_MAP
+from plmsae.cluster.tasks import SETTINGS_MAP
+from plmsae.cluster.train_job import DATA_SECRET, NODE
 from tests.cluster.test_train_job import job, pod_of
 from tests.cluster.trainer_server import check_runtime, runtime
 from tests.k8s.manifests import K8S, documents, load, problems, references
@@ -17,9 +18,9 @@ from tests.k8s.test_manifests import keys
 OBJECTS = {item.data["kind"]: item.data for item in documents(K8S / "components" / "trainer")}
 
 
-def merged(manifest: dict[str, Any]) -> dict[str, Any]:
+def merged(manifest: dict[str, Any], of: dict[str, Any] | None = None) -> dict[str, Any]:
     """The pod of a node: the runtime's, with what the job says, as the operator puts them together."""
-    (node,) = runtime()["spec"]["template"]["spec"]["replicatedJobs"]
+    (node,) = copy.deepcopy(of or runtime())["spec"]["template"]["spec"]["replicatedJobs"]
     pod: dict[str, Any] = node["template"]["spec"]["template"]["spec"]
     patch = copy.deepcopy(pod_of(manifest))
     (container,), (changes,) = pod["containers"], patch.pop("containers")

@@ -16,20 +16,25 @@ from tests.k8s.manifests import K8S, load
 from tests.s3server import free_port
 
 
-def command(port: int, destination: str) -> list[str]:
-    """The container's command, with what is different on one machine put in place."""
+def command(port: int, destination: str, app: str | None = None) -> list[str]:
+    """The container's command, with what is different on one machine put in place; `app` is `basic-auth` or None."""
     (container,) = load(K8S / "base" / "mlflow.yaml")[1]["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["mlflow", "server"]
     arguments = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
     here = {"host": "127.0.0.1", "port": str(port), "workers": "1", "artifacts-destination": destination}
     assert set(here) <= set(arguments)
     options = [f"--{name}={value}" for name, value in {**arguments, **here}.items()]
-    return [sys.executable, "-m", "mlflow", "server", *options]
+    return [sys.executable, "-m", "mlflow", "server", *options, *([f"--app-name={app}"] if app else [])]
 
 
 @contextmanager
 def mlflow_server(
-    folder: Path, database: str, destination: str, environment: Mapping[str, str], port: int | None = None
+    folder: Path,
+    database: str,
+    destination: str,
+    environment: Mapping[str, str],
+    port: int | None = None,
+    app: str | None = None,
 ) -> Iterator[str]:
     """A server for the length of the block.
 
@@ -39,6 +44,7 @@ def mlflow_server(
         destination: Where it keeps artifacts.
         environment: Variables of the server alone, e.g. the keys of the bucket.
         port: Where it listens, by default at a free port.
+        app: `basic-auth` for one that asks for a password.
 
     Yields:
         Its address.
@@ -53,7 +59,7 @@ def mlflow_server(
     }
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
-            command(port, destination),
+            command(port, destination, app),
             cwd=folder,
             env={**inherited, **own, **environment},
             stdout=log,

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from plmsae.errors import DataError, TryAgainError, UserError
+from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError
 from plmsae.registry.connection import connect, locate
 
 
@@ -57,6 +57,35 @@ def test_an_address_that_names_no_registry_is_refused(uri: str, monkeypatch: pyt
 def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@example.org:5000/x")
     assert locate().shown == "https://me:***@example.org:5000/x"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:a/secret@example.org")
+    assert locate().shown == "https://me:***@example.org"
+    for uri in ("htp://me:secret@example.org", "http://me:secret@"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(UserError) as refused:
+            locate()
+        assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [401, 404, 500])
+def test_no_answer_of_a_server_shows_the_password(
+    status: int, root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handler = type("Handler", (_Refusing,), {"status": status})
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr/et")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for login in ("me:s3cr%2Fet@", ""):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{login}127.0.0.1:{server.server_port}")
+            with pytest.raises(PlmsaeError) as caught, connect(root) as client:
+                client.search_registered_models()
+            assert "s3cr" not in str(caught.value)
+        server.shutdown()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3cr%2Fet@127.0.0.1:{free_port()}")
+    with pytest.raises(TryAgainError) as caught, connect(root):
+        pass
+    assert "s3cr" not in str(caught.value)
+    assert "s3cr" not in "".join(capfd.readouterr())
 
 
 def free_port() -> int:

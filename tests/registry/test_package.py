@@ -48,6 +48,7 @@ def test_a_package_is_complete_and_its_bytes_depend_on_the_evidence_alone(
         "sae.safetensors",
         "config.json",
         "MODEL_CARD.md",
+        "lineage.json",
         "metrics.json",
         "latents.parquet",
         "concepts.csv",

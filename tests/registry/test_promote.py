@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from mlflow import MlflowClient
 
 from plmsae.errors import UserError
+from plmsae.registry import audit
 from plmsae.registry.connection import connect
 from plmsae.registry.gates import Gate, Gates
 from plmsae.registry.promote import promote
 from plmsae.registry.register import register
+from plmsae.registry.rollback import rollback
 from plmsae.registry.versions import aliases_of, get_version
 from tests.registry.outputs import FIDELITY, small_sae, write_outputs
 
@@ -182,3 +185,65 @@ def test_a_champion_with_other_evidence_is_named_with_what_differs(
         "the limits alone)",
     )
     assert promote(NAME, version, GATES.model_copy(update={"other_evaluation": "accept"}), root).promoted
+
+
+def log(root: Path) -> list[dict[str, Any]]:
+    with connect(root) as client:
+        return list(audit.records(client.get_registered_model(NAME).tags, "promotion", NAME).values())
+
+
+def test_when_why_and_on_what_numbers_stays_on_record(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(NAME, add(root), GATES, root, reason="the first")
+    worse = add(root, fvu=0.6, seed=1)
+    promote(NAME, worse, GATES, root, reason="why not")
+    promote(NAME, worse, GATES, root, reason="again")  # the same refusal on the same numbers is the same record
+    monkeypatch.setenv("KFP_RUN_ID", "5b1f9c0e")
+    better = add(root, fvu=0.25, seed=2)
+    promote(NAME, better, GATES, root)
+    promote(NAME, better, GATES, root)
+    found = log(root)
+    assert [
+        (item["version"], item["from_version"], item["promoted"], item["reason"], item["done"]) for item in found
+    ] == [
+        (1, None, True, "the first", True),
+        (2, None, False, "why not", True),
+        (3, 1, True, "", True),
+    ]
+    assert [item["kfp_run_id"] for item in found] == ["", "", "5b1f9c0e"]
+    assert all(datetime.fromisoformat(item["at"]).utcoffset() is not None for item in found)
+    assert found[1]["numbers"][0] == ["fidelity.fvu", "at_most", 0.6, 0.5, False]  # what failed comes first
+    assert len(found[2]["numbers"]) == 4
+    rollback(NAME, "worse on antibodies", root)
+    promote(NAME, better, GATES, root, again=True, reason="it was the data")
+    assert [(item["version"], item["reason"]) for item in log(root)[3:]] == [(3, "it was the data")]
+
+
+def test_a_record_with_more_numbers_than_fit_says_how_many_are_missing(root: Path) -> None:
+    add(root)
+    names = [f"number_{index:03d}_{'x' * 60}" for index in range(60)]
+    many = Gates(at_least={"fidelity": {name: Gate(limit=0.0) for name in names}}, at_most={})
+    promote(NAME, 1, many, root)
+    (record,) = log(root)
+    assert len(record["numbers"]) + record["numbers_left_out"] == 60
+    assert 0 < record["numbers_left_out"] < 60
+    promote(NAME, 1, many, root)
+    assert len(log(root)) == 1
+
+
+def test_a_promotion_that_was_cut_off_is_one_record(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(NAME, add(root), GATES, root)
+    better = add(root, fvu=0.25, seed=1)
+    whole = MlflowClient.set_registered_model_alias
+
+    def cut(client: MlflowClient, name: str, alias: str, version: str) -> None:
+        whole(client, name, alias, version)
+        if alias == "champion":
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", cut)
+        with pytest.raises(Cut):
+            promote(NAME, better, GATES, root)
+    assert [item["done"] for item in log(root)] == [True, False]
+    promote(NAME, better, GATES, root)
+    assert [item["done"] for item in log(root)] == [True, True]

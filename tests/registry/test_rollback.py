@@ -153,6 +153,8 @@ def test_a_rollback_cut_off_at_any_step_is_finished_by_the_next(
 
         def call(*args: object, **kwargs: object) -> None:
             nonlocal count
+            if str(args[2]).startswith("claim."):  # tests/registry/test_claim.py
+                return whole(*args, **kwargs)
             number, count = count, count + 1
             assert method == STEPS[number]
             if number == step and when == "before":
@@ -160,6 +162,7 @@ def test_a_rollback_cut_off_at_any_step_is_finished_by_the_next(
             whole(*args, **kwargs)
             if number == step:
                 raise Cut
+            return None
 
         return call
 

@@ -67,16 +67,7 @@ def compile_pipeline(
         raise UserError(f"unknown pipeline '{name}'", fix=did_you_mean(name, pipeline_names(root)))
     images = {"PLMSAE_IMAGE": image, "PLMSAE_GPU_IMAGE": gpu_image or image}
     for reference in images.values():
-        if reference.split() != [reference]:
-            raise UserError(
-                f"'{reference}' does not name an image", where="--image", fix="use REPOSITORY@sha256:DIGEST"
-            )
-        if not _BY_DIGEST.fullmatch(reference) and not allow_tag:
-            raise UserError(
-                f"image '{reference}' is not named by digest",
-                where="--image",
-                fix="use REPOSITORY@sha256:DIGEST (podman push --digestfile FILE), or --allow-tag to give up caching",
-            )
+        check_image(reference, allow_tag=allow_tag)
     environment = {
         **images,
         "PLMSAE_STATE_CLAIM": state_claim,
@@ -84,6 +75,22 @@ def compile_pipeline(
         "PLMSAE_RANKS": canonical_json(ranks or {}),
     }
     return _compiled(root, {f"pipelines.{name}": [name]}, environment)[name]
+
+
+def check_image(reference: str, *, allow_tag: bool = False) -> None:
+    """Refuse an image that may be other code tomorrow.
+
+    Raises:
+        UserError: It is no reference, or one by tag where tags are not allowed.
+    """
+    if reference.split() != [reference]:
+        raise UserError(f"'{reference}' does not name an image", where="--image", fix="use REPOSITORY@sha256:DIGEST")
+    if not _BY_DIGEST.fullmatch(reference) and not allow_tag:
+        raise UserError(
+            f"image '{reference}' is not named by digest",
+            where="--image",
+            fix="use REPOSITORY@sha256:DIGEST (podman push --digestfile FILE), or --allow-tag to give up caching",
+        )
 
 
 def compile_components(*, image: str, root: Path) -> dict[str, str]:

@@ -8,21 +8,29 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from plmsae.cluster.argo import PIPELINES, argo_manifests, argo_text
 from plmsae.cluster.compile import compile_components, compile_pipeline, pipeline_names
 from plmsae.errors import PlmsaeError
+from plmsae.params import ParamsFile
 from plmsae.stages import render
 from plmsae.stages.components import EXAMPLE_IMAGE
+from plmsae.stages.spec import Pipeline
 
 
 def pipeline_targets(root: Path) -> dict[str, str]:
-    """Relative path -> text of every compiled pipeline and component."""
+    """Relative path -> text of every compiled pipeline, for Kubeflow and for Argo, and every component."""
     return {
         **{
             f"pipelines/{name}.yaml": compile_pipeline(name, image=EXAMPLE_IMAGE, root=root)
             for name in pipeline_names(root)
         },
+        **{f"pipelines/argo/{name}.yaml": _argo(name, root) for name in PIPELINES},
         **compile_components(image=EXAMPLE_IMAGE, root=root),
     }
+
+
+def _argo(pipeline: Pipeline, root: Path) -> str:
+    return argo_text(argo_manifests(pipeline, ParamsFile(root / "params.yaml"), image=EXAMPLE_IMAGE))
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from plmsae.cluster.placement import Placement
+from plmsae.cluster.tasks import SECRETS, SETTINGS, SETTINGS_MAP, USER
 from plmsae.params import Params
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -21,12 +22,9 @@ MANAGER = "plmsae.io/train-sae"
 KEY_ANNOTATION = "plmsae.io/key"
 # Names of the replicated job and of its container, in every runtime of Trainer for torch.
 NODE = "node"
-USER = 10001
 # A rank that is told to stop writes a checkpoint first.
 GRACE_SECONDS = 60
-SETTINGS_MAP, DATA_SECRET = "plmsae", "plmsae-s3"
-_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+DATA_SECRET = "plmsae-s3"
 
 
 class TrainJobSettings(Params):
@@ -121,8 +119,8 @@ def train_job(key: str, namespace: str, command: Sequence[str], settings: TrainJ
 
 def _environment() -> list[dict[str, Any]]:
     """Where the bucket of the activations is, and its keys, as the tasks of a pipeline get them."""
-    sources = [("configMapKeyRef", SETTINGS_MAP, name) for name in _SETTINGS]
-    sources += [("secretKeyRef", DATA_SECRET, name) for name in _SECRETS]
+    sources = [("configMapKeyRef", SETTINGS_MAP, name) for name in SETTINGS]
+    sources += [("secretKeyRef", DATA_SECRET, name) for name in SECRETS[DATA_SECRET]]
     return [
         {"name": name, "valueFrom": {kind: {"name": holder, "key": name, "optional": True}}}
         for kind, holder, name in sources

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("version", type=int, help="version number")
     parser.add_argument("--params", type=Path, help="parameter file with the gates (params.yaml if there is one)")
     parser.add_argument("--set", action="append", default=[], metavar="promote.KEY=VALUE", help="override a gate")
+    parser.add_argument("--reason", default="", help="why; recorded with the decision")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -28,7 +29,7 @@ def main(args: argparse.Namespace) -> int:
         params = ParamsFile(path, args.set).load(PromoteParams, "promote")
     else:
         params = PromoteParams()
-    decision = promote(args.name, args.version, params.gates(), again=True)
+    decision = promote(args.name, args.version, params.gates(), again=True, reason=args.reason)
     if args.json:
         print(json.dumps(decision.record(), sort_keys=True))
         return 0 if decision.promoted else decision.error().exit_code

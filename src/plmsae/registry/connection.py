@@ -14,6 +14,7 @@ import shutil
 import ssl
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -64,10 +65,7 @@ class Location:
     @property
     def shown(self) -> str:
         """The URI without a password, for messages."""
-        parts = urlsplit(self.uri)
-        if parts.password is None:
-            return self.uri
-        return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))
+        return _masked(self.uri)
 
     @property
     def artifacts(self) -> Path | None:
@@ -88,7 +86,7 @@ def locate(root: Path | None = None) -> Location:
     scheme = uri.partition(":")[0] if ":" in uri else uri
     if scheme.partition("+")[0] not in _SCHEMES or (scheme.startswith("http") and not urlsplit(uri).hostname):
         raise UserError(
-            f"MLFLOW_TRACKING_URI '{uri}' does not name a registry",
+            f"MLFLOW_TRACKING_URI '{_masked(uri)}' does not name a registry",
             where="environment variable MLFLOW_TRACKING_URI",
             fix="use http(s)://HOST:PORT or sqlite:///FILE, or unset it for the embedded registry",
         )
@@ -97,7 +95,7 @@ def locate(root: Path | None = None) -> Location:
     path = uri.partition(":///")[2].partition("?")[0]
     if not path or path == ":memory:":
         raise UserError(
-            f"MLFLOW_TRACKING_URI '{uri}' does not name a file",
+            f"MLFLOW_TRACKING_URI '{_masked(uri)}' does not name a file",
             where="environment variable MLFLOW_TRACKING_URI",
             fix="use sqlite:///FILE",
         )
@@ -187,7 +185,7 @@ def translated(location: Location) -> Iterator[None]:
 
 
 def _in_words(error: Exception, location: Location) -> PlmsaeError:
-    text = " ".join(str(error).split())
+    text = _without_secrets(" ".join(str(error).split()), location)
     code = str(getattr(error, "error_code", ""))
     where = location.shown
     if "database is locked" in text:
@@ -227,10 +225,35 @@ def _in_words(error: Exception, location: Location) -> PlmsaeError:
     )
 
 
+def _masked(uri: str) -> str:
+    """A URI without the password in it, which may hold a `/` that should have been written `%2F`."""
+    password = _password(uri)
+    return uri.replace(f":{password}@", ":***@") if password else uri
+
+
+def _password(uri: str) -> str:
+    """The password in a URI, as it is written there; empty if there is none."""
+    scheme, _, rest = uri.partition("://")
+    return "" if scheme.startswith("sqlite") else rest.rpartition("@")[0].partition(":")[2]
+
+
+def _without_secrets(text: str, location: Location) -> str:
+    """A message of a library, which may quote the address with the password in it, or a header."""
+    shown = text.replace(location.uri, location.shown)
+    password = _password(location.uri)
+    variables = (os.environ.get(name, "") for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"))
+    for secret in (password, urllib.parse.unquote(password), *variables):
+        if secret:
+            shown = shown.replace(secret, "***")
+    return shown
+
+
 def _probe(location: Location) -> None:
     """Fail within seconds when nothing answers there; MLflow's own retries would take minutes to say so."""
+    parts = urlsplit(location.uri)
+    plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     try:
-        with urllib.request.urlopen(location.uri.rstrip("/") + "/health", timeout=CONNECT_SECONDS):
+        with urllib.request.urlopen(plain.rstrip("/") + "/health", timeout=CONNECT_SECONDS):
             return
     except urllib.error.HTTPError:
         return  # something answers; whether it is MLflow shows with the first request

@@ -3,6 +3,7 @@
 sae.safetensors config.json   the SAE, readable with `plmsae.saes` alone
 MODEL_CARD.md                 what it is, what it was trained on, how good it is, how to load it
 metrics.json                  every metric of the training and of every evaluation
+lineage.json                  parameters, inputs and environment of every stage that went in
 latents.parquet concepts.csv  what the latents mean, where the evaluation found it
 manifest.json                 sha256 of all of these
 """
@@ -22,6 +23,7 @@ from plmsae.artifacts.atomic import write_text
 from plmsae.artifacts.manifest import Manifest, list_files, manifest_sha256, write_manifest
 from plmsae.registry.card import model_card
 from plmsae.registry.evidence import WEIGHTS, Evidence
+from plmsae.registry.lineage import LINEAGE_FILE, stage_records
 
 if TYPE_CHECKING:
     from plmsae.saes.config import SaeConfig
@@ -52,6 +54,8 @@ def write_package(folder: Path, evidence: Evidence, config: SaeConfig, name: str
             if (source / table).is_file():
                 shutil.copyfile(source / table, folder / table)
     write_text(folder / "metrics.json", json.dumps(evidence.metrics(), indent=1, sort_keys=True) + "\n")
+    record = {"schema_version": 1, "source": evidence.source(), "stages": stage_records(evidence)}
+    write_text(folder / LINEAGE_FILE, json.dumps(record, indent=1, sort_keys=True) + "\n")
     write_text(folder / "MODEL_CARD.md", model_card(evidence, config, name, notes))
     manifest = Manifest(
         stage="register",

@@ -1,4 +1,9 @@
-"""Promotion: a version that passes the gates becomes champion, the old champion becomes `previous`."""
+"""Promotion: a version that passes the gates becomes champion, the old champion becomes `previous`.
+
+Two promotions of a name never overlap (`claim.py`), so each is decided against the champion that it replaces. Each is
+on record: the decision with every number as the version's tag `promotion`, and when, why and on what numbers as the
+name's tag `promotion.<number>` (`audit.py`).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,11 @@ from typing import Any
 
 from plmsae.errors import GateError
 from plmsae.params import canonical_json, params_sha256
+from plmsae.registry import audit
+from plmsae.registry.claim import Claim, claimed
 from plmsae.registry.connection import connect
 from plmsae.registry.gates import Check, Gates, apply_gates
-from plmsae.registry.versions import CHAMPION, PREVIOUS, ROLLBACK_TAG, Registered, aliases_of, get_version
+from plmsae.registry.versions import CHAMPION, PREVIOUS, ROLLBACK_TAG, Registered, aliases_of, get_version, resolve
 
 EVALUATION_TAG = "evaluation_sha256"
 DECISION_TAG = "promotion"
@@ -52,11 +59,14 @@ class Decision:
         )
 
 
-def promote(name: str, version: int, gates: Gates, root: Path | None = None, *, again: bool = False) -> Decision:
+def promote(
+    name: str, version: int, gates: Gates, root: Path | None = None, *, again: bool = False, reason: str = ""
+) -> Decision:
     """Promote a version if it passes the gates; a refusal leaves every alias as it was.
 
     Repeating a promotion changes nothing and gives the same decision, also after a kill in the middle: the decision
-    is recorded on the version before the aliases move, `previous` before `champion`.
+    is recorded on the version before the aliases move, `previous` before `champion`. A promotion of the same name by
+    another process is waited for.
 
     Args:
         name: Registered name.
@@ -65,31 +75,77 @@ def promote(name: str, version: int, gates: Gates, root: Path | None = None, *, 
         root: The working folder.
         again: Promote it also if it was rolled back from. A person may ask for that; a pipeline that comes by the
             same version once more must not undo what a person decided.
+        reason: Why now, for the record.
 
     Returns:
-        The decision, also recorded as the version's tag `promotion`.
+        The decision, also recorded as the version's tag `promotion` and as the name's tag `promotion.<number>`.
 
     Raises:
-        UserError: Unknown name or version, or a gate on a metric that the version does not have.
+        UserError: Unknown name or version, a gate on a metric that the version does not have, or a reason that is too
+            long.
+        DataError: A record of an earlier promotion was edited.
+        TryAgainError: The registry cannot be reached, or another process works on this name for minutes.
     """
     with connect(root) as client:
-        candidate = get_version(client, name, version)
-        incumbent = aliases_of(client, name).get(CHAMPION)
-        if incumbent == version and (known := _recorded(candidate, gates)) is not None:
-            return known
-        champion = get_version(client, name, incumbent) if incumbent not in (None, version) else None
-        decision = decide(candidate, champion, gates)
-        taken_down = incumbent != version and ROLLBACK_TAG in candidate.tags
-        if taken_down and not again:
-            decision = replace(decision, promoted=False, reasons=(_taken_down(candidate),))
-        client.set_model_version_tag(name, str(version), DECISION_TAG, canonical_json(decision.record()))
-        if decision.promoted and incumbent != version:
-            if taken_down:
-                client.delete_model_version_tag(name, str(version), ROLLBACK_TAG)
-            if incumbent is not None:
-                client.set_registered_model_alias(name, PREVIOUS, str(incumbent))
-            client.set_registered_model_alias(name, CHAMPION, str(version))
-        return decision
+        resolve(client, f"models:/{name}/{version}")
+        with claimed(client, name, "a promotion") as claim:
+            return _promote(claim, version, gates, again, reason)
+
+
+def _promote(claim: Claim, version: int, gates: Gates, again: bool, reason: str) -> Decision:
+    client, name = claim.client, claim.name
+    candidate = get_version(client, name, version)
+    incumbent = aliases_of(client, name).get(CHAMPION)
+    known = _recorded(candidate, gates) if incumbent == version else None
+    if known is not None:
+        _finish(claim, version)
+        return known
+    champion = get_version(client, name, incumbent) if incumbent not in (None, version) else None
+    decision = decide(candidate, champion, gates)
+    taken_down = incumbent != version and ROLLBACK_TAG in candidate.tags
+    if taken_down and not again:
+        decision = replace(decision, promoted=False, reasons=(_taken_down(candidate),))
+    moves = decision.promoted and incumbent != version
+    number, record = _entry(claim, decision, incumbent if moves else None, reason)
+    audit.write(client, name, audit.PROMOTION, number, record)
+    claim.check()
+    client.set_model_version_tag(name, str(version), DECISION_TAG, canonical_json(decision.record()))
+    if moves:
+        if taken_down:
+            client.delete_model_version_tag(name, str(version), ROLLBACK_TAG)
+        if incumbent is not None:
+            client.set_registered_model_alias(name, PREVIOUS, str(incumbent))
+        claim.check()
+        client.set_registered_model_alias(name, CHAMPION, str(version))
+    audit.write(client, name, audit.PROMOTION, number, {**record, "done": True})
+    return decision
+
+
+def _entry(claim: Claim, decision: Decision, from_version: int | None, reason: str) -> tuple[int, dict[str, Any]]:
+    """Number and record of a decision: that of the attempt which was cut off, of an equal refusal, or a new one."""
+    new = audit.promotion(
+        decision.version, from_version, decision.promoted, reason, decision.gates_sha256, decision.checks
+    )
+    history = _history(claim)
+    for number, record in reversed(history.items()):
+        if record.get("version") == decision.version:
+            if audit.same(record, new) and (not record.get("done") or not decision.promoted):
+                return number, record
+            break
+    return max(history, default=0) + 1, new
+
+
+def _finish(claim: Claim, version: int) -> None:
+    """Close the record of a promotion that was killed when both aliases had moved."""
+    for number, record in reversed(_history(claim).items()):
+        if record.get("version") == version:
+            if record.get("promoted") and not record.get("done"):
+                audit.write(claim.client, claim.name, audit.PROMOTION, number, {**record, "done": True})
+            return
+
+
+def _history(claim: Claim) -> dict[int, dict[str, Any]]:
+    return audit.records(claim.client.get_registered_model(claim.name).tags, audit.PROMOTION, claim.name)
 
 
 def decide(candidate: Registered, champion: Registered | None, gates: Gates) -> Decision:

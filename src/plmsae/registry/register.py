@@ -8,7 +8,6 @@ and completes.
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,14 +18,12 @@ from plmsae.registry.card import short_description
 from plmsae.registry.connection import connect, experiment_id, locate
 from plmsae.registry.evidence import Evidence
 from plmsae.registry.load import PACKAGE_PATH
+from plmsae.registry.origin import origin_tags
 from plmsae.registry.package import write_mlflow_model, write_package
 from plmsae.registry.tracking import flatten
 from plmsae.registry.versions import CANDIDATE, EVIDENCE_TAG, artifact_folder, model_id, registry_name
 from plmsae.saes import load_folder
 from plmsae.saes.config import SaeConfig
-
-# Tag of a version -> environment variable that the pipeline sets for the task.
-_RUN_TAGS = {"image": "PLMSAE_IMAGE_REF", "kfp_run_id": "KFP_RUN_ID"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def _create(
         name,
         f"models:/{logged.model_id}",
         run_id=logged.source_run_id,
-        tags={**tags, **_git_tags(root), **_run_tags()},
+        tags={**tags, **origin_tags(evidence, root)},
         description=short_description(evidence, config),
         model_id=logged.model_id,
     )
@@ -162,26 +159,3 @@ def _settings(config: SaeConfig) -> dict[str, Any]:
         "k": config.k,
         "training": dict(config.training),
     }
-
-
-def _run_tags() -> dict[str, str]:
-    """The image and the Kubeflow run that this runs in, as far as the environment says so."""
-    return {tag: value for tag, variable in _RUN_TAGS.items() if (value := os.environ.get(variable, "").strip())}
-
-
-def _git_tags(root: Path) -> dict[str, str]:
-    """Commit of the working folder and whether it has changes; nothing outside a git repository."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            process = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return process.stdout.strip() if process.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if not commit:
-        return {}
-    return {"git_sha": commit, "git_dirty": "true" if git("status", "--porcelain", "-uno") else "false"}

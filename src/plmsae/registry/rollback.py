@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from plmsae.errors import DataError, UserError
+from plmsae.errors import UserError
 from plmsae.params import canonical_json
+from plmsae.registry import audit
+from plmsae.registry.claim import Claim, claimed
 from plmsae.registry.connection import connect
 from plmsae.registry.versions import CHAMPION, PREVIOUS, ROLLBACK_TAG, aliases_of_known
-
-MAX_RECORD = 5000  # characters: the width of MLflow's column for the tags of a registered model
-_RECORD = re.compile(r"rollback\.([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -62,29 +58,34 @@ def rollback(name: str, reason: str = "", root: Path | None = None) -> Rollback:
     Raises:
         UserError: Unknown name, no champion, nothing to go back to, or a reason that is too long.
         DataError: A record of an earlier rollback was edited.
-        TryAgainError: The registry cannot be reached.
+        TryAgainError: The registry cannot be reached, or another process works on this name for minutes.
     """
     with connect(root) as client:
-        aliases = aliases_of_known(client, name)
-        history = _history(client.get_registered_model(name).tags, name)
-        number = max(history, default=0)
-        plan = history.get(number)
-        if plan is None or not _cut_off(plan, aliases):
-            plan, number = _plan(name, aliases, reason), number + 1
-            if len(text := canonical_json(plan.record())) > MAX_RECORD:
-                raise UserError(f"the reason is too long: {len(reason):,} characters", fix="shorten --reason")
-            client.set_registered_model_tag(name, f"rollback.{number}", text)
-        if aliases[CHAMPION] != plan.to_version:
-            client.set_registered_model_alias(name, CHAMPION, str(plan.to_version))
-        if aliases.get(PREVIOUS) != plan.from_version:
-            client.set_registered_model_alias(name, PREVIOUS, str(plan.from_version))
-        done = Rollback(**{**plan.record(), "done": True})
-        record = canonical_json(done.record())
-        client.set_model_version_tag(name, str(done.from_version), ROLLBACK_TAG, record)
-        if ROLLBACK_TAG in client.get_model_version(name, str(done.to_version)).tags:
-            client.delete_model_version_tag(name, str(done.to_version), ROLLBACK_TAG)
-        client.set_registered_model_tag(name, f"rollback.{number}", record)
-        return done
+        aliases_of_known(client, name)
+        with claimed(client, name, "a rollback") as claim:
+            return _rollback(claim, reason)
+
+
+def _rollback(claim: Claim, reason: str) -> Rollback:
+    client, name = claim.client, claim.name
+    aliases = aliases_of_known(client, name)
+    history = _history(client.get_registered_model(name).tags, name)
+    number = max(history, default=0)
+    plan = history.get(number)
+    if plan is None or not _cut_off(plan, aliases):
+        plan, number = _plan(name, aliases, reason), number + 1
+        audit.write(client, name, audit.ROLLBACK, number, plan.record())
+    claim.check()
+    if aliases[CHAMPION] != plan.to_version:
+        client.set_registered_model_alias(name, CHAMPION, str(plan.to_version))
+    if aliases.get(PREVIOUS) != plan.from_version:
+        client.set_registered_model_alias(name, PREVIOUS, str(plan.from_version))
+    done = Rollback(**{**plan.record(), "done": True})
+    client.set_model_version_tag(name, str(done.from_version), ROLLBACK_TAG, canonical_json(done.record()))
+    if ROLLBACK_TAG in client.get_model_version(name, str(done.to_version)).tags:
+        client.delete_model_version_tag(name, str(done.to_version), ROLLBACK_TAG)
+    audit.write(client, name, audit.ROLLBACK, number, done.record())
+    return done
 
 
 def _plan(name: str, aliases: Mapping[str, int], reason: str) -> Rollback:
@@ -104,7 +105,7 @@ def _plan(name: str, aliases: Mapping[str, int], reason: str) -> Rollback:
             "was cut off",
             fix=f"finish it, then roll back: plmsae promote {name} VERSION",
         )
-    return Rollback(name, champion, previous, reason, datetime.now(UTC).isoformat(timespec="seconds"), done=False)
+    return Rollback(name, champion, previous, reason, audit.now(), done=False)
 
 
 def _cut_off(plan: Rollback, aliases: Mapping[str, int]) -> bool:
@@ -117,14 +118,9 @@ def _cut_off(plan: Rollback, aliases: Mapping[str, int]) -> bool:
 def _history(tags: Mapping[str, str], name: str) -> dict[int, Rollback]:
     """Number -> rollback of a registered name, from its tags."""
     found: dict[int, Rollback] = {}
-    for key, text in tags.items():
-        if match := _RECORD.fullmatch(key):
-            try:
-                found[int(match[1])] = Rollback(**json.loads(text))
-            except (TypeError, ValueError) as error:
-                raise DataError(
-                    f"the tag '{key}' of '{name}' is no record of a rollback",
-                    where="tags of the registered model in MLflow",
-                    fix="somebody edited it: remove the tag there, then roll back again",
-                ) from error
+    for number, record in audit.records(tags, audit.ROLLBACK, name).items():
+        try:
+            found[number] = Rollback(**record)
+        except TypeError as error:
+            raise audit.edited(f"{audit.ROLLBACK}.{number}", name, audit.ROLLBACK) from error
     return found

@@ -54,8 +54,7 @@ def sweep_dvc_yaml() -> str:
     A file of its own, since `dvc repro` without a target runs all of the `dvc.yaml` where it stands. It lists no
     metrics and plots: DVC would complain of missing files to everyone who has not run a sweep.
     """
-    after = [stage for stage in stages_of("train").values() if stage.name in _AFTER_SWEEP]
-    return _text({"stages": _dvc_stages([*stages_of("sweep").values(), *after], "sweep", _BESIDE)})
+    return _text({"stages": _dvc_stages([*stages_of("sweep").values(), *after_sweep()], "sweep", _BESIDE)})
 
 
 def evaluate_dvc_yaml() -> str:
@@ -93,6 +92,29 @@ def _folder(stage_id: str, pipeline: Pipeline) -> str:
     return f"outputs/{name}/{entry}".rstrip("/")
 
 
+def run_options(stage: Stage, pipeline: Pipeline, stage_id: str | None = None) -> list[str]:
+    """What `plmsae run STAGE` is told in a pipeline, because it reads or writes elsewhere than by default.
+
+    Args:
+        stage: The stage.
+        pipeline: The pipeline.
+        stage_id: Its id, by default `stage.id`; DVC fills in the entry of a suite by itself.
+    """
+    stage_id = stage_id or stage.id
+    found = []
+    for port in stage.inputs:
+        if (folder := _folder(port.source, pipeline)) != _folder(port.source, "train"):
+            found += ["--input", f"{port.name}={folder}"]
+    if (output := _folder(stage_id, pipeline)) != _folder(stage_id, "train"):
+        found += ["--output", output]
+    return found
+
+
+def after_sweep() -> list[Stage]:
+    """What is known of the best SAE of a sweep: stages of `train` that run on it as well."""
+    return [stage for stage in stages_of("train").values() if stage.name in _AFTER_SWEEP]
+
+
 def _dvc_stage(name: str, members: list[Stage], pipeline: Pipeline, folder: str | None) -> dict[str, Any]:
     entries = [stage.entry for stage in members if stage.entry] if len(members) > 1 else []
     stage_id = f"{name}@${{item.suite}}" if entries else members[0].id
@@ -105,12 +127,7 @@ def _dvc_stage(name: str, members: list[Stage], pipeline: Pipeline, folder: str 
         rendered["desc"] = members[0].summary.rstrip(".")
     if folder:
         rendered["wdir"] = folder
-    moved = [f"--input {port}={_folder(source, pipeline)}" for port, source in inputs.items()]
-    usual = [f"--input {port}={_folder(source, 'train')}" for port, source in inputs.items()]
-    options = [option for option in moved if option not in usual]
-    if output != _folder(stage_id, "train"):
-        options.append(f"--output {output}")
-    rendered["cmd"] = " ".join([f"plmsae run {stage_id}", *options])
+    rendered["cmd"] = " ".join(["plmsae", "run", stage_id, *run_options(members[0], pipeline, stage_id)])
     rendered["deps"] = [
         *files,
         *dict.fromkeys(_folder(source, pipeline) for source in inputs.values()),
