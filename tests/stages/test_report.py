@@ -35,7 +35,8 @@ def test_one_page_has_every_evaluation_and_needs_no_other_file(root: Path) -> No
             assert f"{name} | measured" in text
     assert "plmsae.esm_small.layer3.topk" in text
     targets = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert targets and all(target.startswith(("#", "data:")) for target in targets), "a page in one file"
+    assert targets
+    assert all(target.startswith(("#", "data:")) for target in targets), "a page in one file"
     assert "<script" not in text
     assert str(root) not in text
     assert sorted(path.name for path in (root / "outputs" / "report").iterdir()) == [

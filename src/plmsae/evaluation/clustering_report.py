@@ -247,8 +247,8 @@ def _summary(
     )
     if not how.structure:
         return (
-            f"{in_sequence}; by the permutation test itself {metrics['num_sequence_permutation_clustered']}. Neighbours "
-            "in structure were not looked at: that takes structures (ingest.alphafold or ingest.structures)."
+            f"{in_sequence}; by the permutation test itself {metrics['num_sequence_permutation_clustered']}. "
+            "Neighbours in structure were not looked at: that takes structures (ingest.alphafold or ingest.structures)."
         )
     return (
         f"{in_sequence} and {metrics['num_structure_clustered']} in structure "
