@@ -11,7 +11,6 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import hera.workflows.models as argo
 import kubernetes_validate
 import pytest
 import yaml
@@ -23,6 +22,7 @@ from plmsae.errors import DataError, GateError, TryAgainError, UserError
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import load_params
 from plmsae.stages.components import EXAMPLE_IMAGE, task_name
+from tests.cluster.argo_models import argo
 from tests.k8s.manifests import K8S, documents, load, problems, references
 from tests.k8s.test_manifests import keys
 from tests.workspace import ROOT
