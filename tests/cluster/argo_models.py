@@ -1,6 +1,6 @@
 """Argo's own models, as `hera` has them, without what importing it does to others.
 
-It changes how PyYAML writes texts with line breaks, for the whole process, so that whatever is rendered after it differs.
+It changes how PyYAML writes texts with line breaks, for the whole process: whatever is rendered after it differs.
 """
 
 from __future__ import annotations
