@@ -9,7 +9,7 @@ import torch
 from plmsae.evaluation.concepts import evaluate as evaluate_concepts
 from plmsae.evaluation.inputs import Inputs, Proteins
 from plmsae.evaluation.member_pass import Member
-from plmsae.evaluation.sae_compare import Comparison, compare
+from plmsae.evaluation.sae_compare import Comparison, _moved, compare
 from plmsae.evaluation.sae_compare_report import as_mapping, concept_table, latent_tables, lines, write
 from plmsae.plms import load_plm
 from plmsae.plms.base import ProteinLM
@@ -155,3 +155,10 @@ def test_without_concepts_and_without_matching(sequences: Any, members: list[Mem
     assert set(alone.values[0]) == {"fvu", "l0", "dead"}
     assert as_mapping(alone)["matches"] == as_mapping(alone)["differences"] == []
     assert "concept F1" not in "\n".join(lines(alone, 0.95))
+
+
+def test_an_interval_of_moved_resamples_holds_the_estimate() -> None:
+    """One resample of a hundred differs: its pull on the mean must not move the bounds off the estimate."""
+    samples = np.array([0.0] * 99 + [0.5])
+    found = _moved(0.0, samples, 0.9)
+    assert (found.low, found.value, found.high) == (pytest.approx(-0.005), 0.0, 0.0)

@@ -251,6 +251,8 @@ def test_every_layer_stands_beside_the_others(layers: Path, root: Path, inputs: 
         sae = load_folder(folder / "sae")
         assert sae.config.layer == layer
         assert sae.config.training["tokens"] == own["training_tokens"]
+        seeds = (0, None) if layer == 1 else (1 + layer, 0)
+        assert (sae.config.training["seed"], sae.config.training.get("order_seed")) == seeds, "no common first weights"
         x = torch.cat([plm.hidden(plm.tokenize([sequence]), layer) for sequence in proteins["sequence"]])
         fvu = float((x.double() - sae(x).double()).square().sum() / (x - x.mean(0)).double().square().sum())
         assert metrics[f"layer{layer}_fvu"] == pytest.approx(fvu, rel=1e-3)

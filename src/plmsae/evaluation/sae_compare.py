@@ -290,7 +290,10 @@ def _dead(member: Member, sums: Sequence[_Sums], num_proteins: int, how: Resampl
 
 
 def _moved(value: float, samples: Floats, confidence: float) -> Interval:
-    """A resample holds fewer different proteins, so more is silent in it: its spread is taken, about the estimate."""
+    """A resample holds fewer different proteins, so more is silent in it: its spread is taken, about the estimate.
+
+    Where few resamples differ at all, their mean is outside the percentiles; the interval holds the estimate.
+    """
     low, high = percentile_bounds(samples, confidence)
     shift = value - float(samples.mean())
-    return Interval(value, float(low) + shift, float(high) + shift)
+    return Interval(value, min(float(low) + shift, value), max(float(high) + shift, value))

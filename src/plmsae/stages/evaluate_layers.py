@@ -76,7 +76,7 @@ def run(context: StageContext) -> StageResult:
         if isinstance(made, Path):
             keep(made, context.output, name)
         scores = {key.removeprefix(prefix): value for key, value in outcome.metrics.items() if key.startswith(prefix)}
-        children[name] = child(recipe.training_of(layer, hook), made, name, scores)
+        children[name] = child(recipe.training_of(layer, hook, weights=1 + layer), made, name, scores)
     return StageResult(outcome.metrics, outcome.summary, children)
 
 
@@ -117,6 +117,6 @@ def _train(
     saes: dict[int, Path | Failure] = {}
     for layer in layers:
         if layer != config.layer:
-            training, name = recipe.training_of(layer, config.hook), f"layer{layer}"
+            training, name = recipe.training_of(layer, config.hook, weights=1 + layer), f"layer{layer}"
             saes[layer] = attempted(context, name, trained, training, activations[layer], name)
     return saes, activations

@@ -80,9 +80,19 @@ class Recipe:
         }
         return ExtractActivationsParams.model_validate({**self.extraction.model_dump(), **changes})
 
-    def training_of(self, layer: int, hook: str) -> TrainSaeParams:
-        """The same training on the activations of a place, on this machine alone."""
+    def training_of(self, layer: int, hook: str, *, weights: int = 0) -> TrainSaeParams:
+        """The same training on the activations of a place, on this machine alone.
+
+        Args:
+            layer: Layer of the activations.
+            hook: Their hook.
+            weights: Added to the seed of the initial weights; the batches stay the same. Dictionaries that started
+                from the same weights match for that reason alone.
+        """
         changes = {"layer": layer, "hook": hook, "num_nodes": 1, "wandb_project": None}
+        if weights:
+            seed, order = self.training.seed, self.training.order_seed
+            changes |= {"seed": (seed + weights) % 2**53, "order_seed": seed if order is None else order}
         return TrainSaeParams.model_validate({**self.training.model_dump(), **changes})
 
 
