@@ -76,4 +76,8 @@ def mlflow_server(
             yield uri
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:  # a test that failed half-way through a large file
+                process.kill()
+                process.wait()

@@ -133,7 +133,7 @@ def test_a_claim_that_changes_is_alive_however_long_it_takes(client: Any, clock:
 
     clock.during = beat
     with pytest.raises(TryAgainError, match="another process works on"):
-        enter(client, wait=3 * LEASE_SECONDS)
+        enter(client, wait=1.5 * LEASE_SECONDS)
     assert list(claims(client)) == ["claim.0"]
 
 
@@ -182,6 +182,7 @@ with connect(Path(sys.argv[1])) as client, claimed(client, sys.argv[2], "a promo
 """
 
 
+@pytest.mark.long  # test_rollback.py has the same at the end of a whole rollback
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux shows which processes live")
 def test_the_claim_of_a_killed_process_is_removed_at_once(client: Any, root: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _KILLED, str(root), NAME], cwd=root, timeout=120)

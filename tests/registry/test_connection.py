@@ -14,7 +14,7 @@ import mlflow
 import pytest
 
 from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError
-from plmsae.registry.connection import connect, locate
+from plmsae.registry.connection import connect, locate, transfer
 
 
 def test_the_embedded_registry_is_below_the_working_folder(root: Path) -> None:
@@ -154,3 +154,18 @@ def test_a_database_of_another_mlflow_is_a_data_error(root: Path) -> None:
         connection.execute("update alembic_version set version_num = 'abc'")
     with pytest.raises(DataError, match="another MLflow version"), connect(root) as client:
         client.search_registered_models()
+
+
+@pytest.mark.parametrize(("given", "inside"), [(None, "1800"), ("7", "7")])
+def test_files_may_take_longer_than_other_requests_unless_the_user_says_not(
+    given: str | None, inside: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given is None:
+        monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", given)
+    with connect(root):
+        before = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+        with transfer():
+            assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == inside
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == before == (given or "60")

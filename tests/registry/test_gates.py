@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from plmsae.errors import UserError
 from plmsae.params import validate
 from plmsae.registry.gates import Gate, Gates, apply_gates
 
+ROOT = Path(__file__).parents[2]
 METRICS = {"fidelity.recovered": 90.0, "fidelity.fvu": 0.30}
 
 
@@ -106,3 +111,24 @@ def test_wrong_gates_are_refused_with_the_field(section: dict[str, object], mess
     with pytest.raises(UserError) as caught:
         validate(Gates, section, section="promote")
     assert message in str(caught.value)
+
+
+def test_the_gate_on_structure_of_the_guide_holds_what_clustering_measures() -> None:
+    """docs/how-to/registry.md names a metric that `evaluate@clustering` writes where there are structures."""
+    text = (ROOT / "docs" / "how-to" / "registry.md").read_text(encoding="utf-8")
+    block = re.search(r"\n\n((?:    .*\n)+)", text[text.index("A gate on structure") :])
+    assert block is not None
+    section = yaml.safe_load(block[1])["promote"]
+    found = validate(Gates, section, section="promote").model_copy(update={"at_most": {}})
+    champion = {"clustering.median_structure_d": 0.41}
+
+    def passed(value: float | None, against: dict[str, float] | None) -> list[bool]:
+        measured = {} if value is None else {"clustering.median_structure_d": value}
+        return [check.passed for check in apply_gates(found, measured, against)]
+
+    assert passed(0.37, champion) == [True, True]
+    assert passed(0.35, champion) == [True, False]
+    assert passed(0.15, None) == [False]
+    assert passed(None, None) == [False]
+    report = (ROOT / "src" / "plmsae" / "evaluation" / "clustering_report.py").read_text(encoding="utf-8")
+    assert 'metrics[f"median_{name}_d"]' in report

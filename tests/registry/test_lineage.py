@@ -233,10 +233,7 @@ def test_the_drawing_leads_from_the_data_to_the_version(full: Evidence, root: Pa
     assert set(edges(found)) == chain | ends
     del found["stages"]["sae"]
     assert {("activations", "fidelity"), ("fidelity", "version")} <= set(edges(found))
-    for name in ("one.svg", "two.svg", "one.png"):
-        assert main(["lineage", NAME, "--figure", str(tmp_path / name)]) == 0
-    drawn = (tmp_path / "one.svg").read_text()
-    assert drawn == (tmp_path / "two.svg").read_text()
+    assert main(["lineage", NAME, "--figure", str(tmp_path / "one.png")]) == 0
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -161,8 +161,8 @@ def _others(claim: Claim) -> dict[str, str]:
 
 
 def _is_ahead(claim: Claim, key: str, text: str) -> bool:
-    number = _number(text)
-    return number == 0 or (number, key) < (claim.number, claim.key)
+    """Whether another claim comes first: a lower number, or 0, which is being chosen and may become one."""
+    return (_number(text), key) < (claim.number, claim.key)
 
 
 def _field(text: str, name: str, kind: Callable[[Any], Any], default: Any) -> Any:

@@ -30,12 +30,15 @@ from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError
 EXPERIMENT = "plmsae"
 EMBEDDED = Path(".plmsae", "mlflow")
 CONNECT_SECONDS = 5.0
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+# A server answers a download when it has the whole file from its bucket: 1 GB at 1 MB/s takes a quarter of an hour.
+_TRANSFER_SECONDS = "1800"
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 # Set only where the user has not: no telemetry, and an answer in seconds when a server goes away half-way.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    _TIMEOUT: "60",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -139,6 +142,20 @@ def connect(root: Path | None = None, *, create: bool = False) -> Iterator[Any]:
                 yield mlflow.MlflowClient()
         finally:
             mlflow.set_tracking_uri(previous)
+
+
+@contextmanager
+def transfer() -> Iterator[None]:
+    """Inside `connect`, around files that go up or down: the server may be silent for long, or as the user says."""
+    with _GUARD:
+        before = os.environ.get(_TIMEOUT)
+        if before == _ENVIRONMENT[_TIMEOUT]:
+            os.environ[_TIMEOUT] = _TRANSFER_SECONDS
+        try:
+            yield
+        finally:
+            if before is not None:
+                os.environ[_TIMEOUT] = before
 
 
 def experiment_id(client: Any, root: Path | None = None) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from plmsae import saes
 from plmsae.artifacts.manifest import MANIFEST_NAME, verify
 from plmsae.errors import DataError, UserError
-from plmsae.registry.connection import connect, locate
+from plmsae.registry.connection import connect, locate, transfer
 from plmsae.registry.latents import latent_names
 from plmsae.registry.versions import artifact_folder, only_champion, resolve
 
@@ -121,7 +121,7 @@ def _download(uri: str, target: Path, root: Path | None) -> None:
 
         name, version = resolve(client, uri)
         source = artifact_folder(client, name, version, locate(root).artifacts)
-        with tempfile.TemporaryDirectory(prefix="download-", dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix="download-", dir=target.parent) as folder, transfer():
             mlflow.artifacts.download_artifacts(artifact_uri=f"{source.rstrip('/')}/{PACKAGE_PATH}", dst_path=folder)
             found = next((path for path in Path(folder).rglob("package") if path.is_dir()), None)
             if found is None:

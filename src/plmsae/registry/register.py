@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plmsae.registry.card import short_description
-from plmsae.registry.connection import connect, experiment_id, locate
+from plmsae.registry.connection import connect, experiment_id, locate, transfer
 from plmsae.registry.evidence import Evidence
 from plmsae.registry.load import PACKAGE_PATH
 from plmsae.registry.origin import origin_tags
@@ -73,7 +73,9 @@ def register(evidence: Evidence, root: Path, notes: str = "") -> Registration:
             if number is None:
                 number = _create(client, root, name, evidence, tags, config, model)
             else:
-                client.log_model_artifacts(model_id(client.get_model_version(name, str(number))), str(model))
+                logged = model_id(client.get_model_version(name, str(number)))
+                with transfer():
+                    client.log_model_artifacts(logged, str(model))
         if client.get_registered_model(name).aliases.get(CANDIDATE) != str(number):
             client.set_registered_model_alias(name, CANDIDATE, str(number))
     return Registration(name, number, tags["sae_sha256"], tags[EVIDENCE_TAG])
@@ -108,7 +110,8 @@ def _create(
             experiment, name="sae", source_run_id=run_id, tags=tags, params=settings, model_type="sae"
         )
     if str(logged.status) != "READY":
-        client.log_model_artifacts(logged.model_id, str(model))
+        with transfer():
+            client.log_model_artifacts(logged.model_id, str(model))
     known = {metric.key for metric in logged.metrics or ()}
     now = int(time.time() * 1000)
     points = [
