@@ -56,7 +56,7 @@ def test_a_lock_that_lacks_something_needed_is_refused(tmp_path: Path) -> None:
 # What a task needs that starts a training on several nodes.
 # wandb is a logger that a parameter asks for, and that says how to install it.
 OWN = {"plmsae", "wandb"}
-IN_TASKS = {"launch", "placement", "train_job", "train_job_log", "train_job_run", "trainer_api"}
+IN_TASKS = {"launch", "placement", "tasks", "train_job", "train_job_log", "train_job_run", "trainer_api"}
 
 
 def test_what_starts_several_nodes_needs_nothing_else_of_its_room() -> None:
