@@ -2,18 +2,10 @@
 
 from kfp import dsl
 
-from components.evaluate.component import (
-    evaluate_amortisation,
-    evaluate_baselines,
-    evaluate_concepts,
-    evaluate_fidelity,
-)
-from components.extract_activations.component import extract_activations
-from components.ingest.component import ingest
 from components.register.component import register
 from components.report_outcome.component import report_outcome
 from components.sweep.component import sweep as sweep_members
-from components.validate.component import validate
+from pipelines.composition import activations, evaluations, port, proteins
 from pipelines.settings import configure, configure_exit, defaults
 
 DEFAULT = defaults(
@@ -76,58 +68,24 @@ def sweep(
         register_params: As above.
     """
     with dsl.ExitHandler(configure_exit(report_outcome())):
-        ingested = configure(
-            ingest(
-                source=source,
-                source_sha256=source_sha256,
-                seed=seed,
-                params=ingest_params,
-            ),
-            "ingest",
+        sequences = proteins(source=source, source_sha256=source_sha256, seed=seed, params=ingest_params)
+        embedded = activations(
+            sequences,
+            validate_params,
+            plm=plm,
+            layer=layer,
+            store=store,
+            seed=seed,
+            params=extract_activations_params,
         )
-        sequences = {
-            "sequences": ingested.outputs["output"],
-            "sequences_sha256": ingested.outputs["manifest_sha256"],
-        }
-        validated = configure(validate(**sequences, params=validate_params), "validate")
-        extracted = configure(
-            extract_activations(
-                **sequences,
-                validation=validated.outputs["output"],
-                validation_sha256=validated.outputs["manifest_sha256"],
-                plm=plm,
-                layer=layer,
-                store=store,
-                seed=seed,
-                params=extract_activations_params,
-            ),
-            "extract_activations",
-        )
-        data = {
-            **sequences,
-            "activations": extracted.outputs["output"],
-            "activations_sha256": extracted.outputs["manifest_sha256"],
-        }
+        data = {**sequences, **embedded}
         best = configure(sweep_members(**data, grid=grid, select_by=select_by, params=sweep_params), "sweep")
-        sae = {**data, "sae": best.outputs["output"], "sae_sha256": best.outputs["manifest_sha256"]}
-        fidelity = configure(evaluate_fidelity(**sae, params=evaluate_fidelity_params), "evaluate@fidelity")
-        concepts = configure(evaluate_concepts(**sae, params=evaluate_concepts_params), "evaluate@concepts")
-        baselines = configure(evaluate_baselines(**sae, params=evaluate_baselines_params), "evaluate@baselines")
-        amortisation = configure(
-            evaluate_amortisation(**sae, params=evaluate_amortisation_params), "evaluate@amortisation"
+        sae = {**data, **port("sae", best)}
+        evidence = evaluations(
+            sae,
+            fidelity=evaluate_fidelity_params,
+            concepts=evaluate_concepts_params,
+            baselines=evaluate_baselines_params,
+            amortisation=evaluate_amortisation_params,
         )
-        configure(
-            register(
-                **sae,
-                fidelity=fidelity.outputs["output"],
-                fidelity_sha256=fidelity.outputs["manifest_sha256"],
-                concepts=concepts.outputs["output"],
-                concepts_sha256=concepts.outputs["manifest_sha256"],
-                baselines=baselines.outputs["output"],
-                baselines_sha256=baselines.outputs["manifest_sha256"],
-                amortisation=amortisation.outputs["output"],
-                amortisation_sha256=amortisation.outputs["manifest_sha256"],
-                params=register_params,
-            ),
-            "register",
-        )
+        configure(register(**sae, **evidence, params=register_params), "register")

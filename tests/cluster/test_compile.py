@@ -212,6 +212,7 @@ def test_the_sweep_has_a_gpu_checkpoints_and_its_grid_in_the_form() -> None:
     [
         ("tran", CPU, "unknown pipeline 'tran'"),
         ("settings", CPU, "unknown pipeline 'settings'"),
+        ("composition", CPU, "unknown pipeline 'composition'"),
         ("train", "plmsae:latest", "not named by digest"),
         ("train", "", "does not name an image"),
         ("train", "a b@sha256:" + 64 * "a", "does not name an image"),
