@@ -9,13 +9,19 @@ from typing import Any
 from kfp import dsl
 
 from components.evaluate.component import (
+    evaluate_absorption,
     evaluate_amortisation,
     evaluate_baselines,
+    evaluate_clustering,
     evaluate_concepts,
     evaluate_fidelity,
+    evaluate_patterns,
+    evaluate_probes,
 )
 from components.extract_activations.component import extract_activations
 from components.ingest.component import ingest
+from components.pull.component import pull
+from components.resolve.component import resolve
 from components.validate.component import validate
 from pipelines.settings import configure
 
@@ -25,6 +31,10 @@ _EVALUATIONS = {
     "concepts": evaluate_concepts,
     "baselines": evaluate_baselines,
     "amortisation": evaluate_amortisation,
+    "probes": evaluate_probes,
+    "patterns": evaluate_patterns,
+    "clustering": evaluate_clustering,
+    "absorption": evaluate_absorption,
 }
 
 
@@ -64,6 +74,31 @@ def activations(sequences: Ports, validate_params: str, **arguments: Any) -> Por
     validated = configure(validate(**sequences, params=validate_params), "validate")
     extracted = extract_activations(**sequences, **port("validation", validated), **arguments)
     return port("activations", configure(extracted, "extract_activations"))
+
+
+def registered(model: str, resolve_params: str) -> tuple[dsl.PipelineTask, Ports]:
+    """Take an SAE out of the registry.
+
+    Args:
+        model: `models:/NAME@ALIAS` or `models:/NAME/VERSION`; empty takes the only champion.
+        resolve_params: Parameters of `resolve`.
+
+    Returns:
+        The task that found its version, and the port `sae`.
+    """
+    resolved = configure(resolve(model=model, params=resolve_params), "resolve")
+    pulled = pull(uri=resolved.outputs["uri"], package_sha256=resolved.outputs["package_sha256"])
+    return resolved, port("sae", configure(pulled, "pull"))
+
+
+def of_the_sae(resolved: dsl.PipelineTask) -> dict[str, Any]:
+    """Arguments of `extract_activations` that give the activations of a registered SAE.
+
+    Args:
+        resolved: The task that found its version.
+    """
+    knobs = {name: resolved.outputs[name] for name in ("plm", "layer", "store", "seed")}
+    return {**knobs, "params": resolved.outputs["extract_activations_params"]}
 
 
 def evaluations(sae: Ports, **params: str) -> Ports:

@@ -55,7 +55,8 @@ def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
         task.set_retry(number, backoff_duration=first, backoff_factor=2.0, backoff_max_duration=longest)
     # A reference by tag may point at other code tomorrow, and the cache would not notice.
     by_digest = "@sha256:" in IMAGE and "@sha256:" in GPU_IMAGE
-    return _in_namespace(task.set_caching_options(by_digest and not stage.side_effects), need.timeout_hours)
+    cached = by_digest and not (stage.side_effects or stage.looks_up)
+    return _in_namespace(task.set_caching_options(cached), need.timeout_hours)
 
 
 def _placed(task: dsl.PipelineTask, num_gpus: int) -> None:

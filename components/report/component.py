@@ -12,35 +12,37 @@ from components.image import IMAGE
 def report(
     sequences: dsl.Input[dsl.Dataset],
     sequences_sha256: str,
-    activations: dsl.Input[dsl.Dataset],
-    activations_sha256: str,
     sae: dsl.Input[dsl.Model],
     sae_sha256: str,
-    fidelity: dsl.Input[dsl.Artifact],
-    fidelity_sha256: str,
-    concepts: dsl.Input[dsl.Artifact],
-    concepts_sha256: str,
-    baselines: dsl.Input[dsl.Artifact],
-    baselines_sha256: str,
-    amortisation: dsl.Input[dsl.Artifact],
-    amortisation_sha256: str,
-    probes: dsl.Input[dsl.Artifact],
-    probes_sha256: str,
-    patterns: dsl.Input[dsl.Artifact],
-    patterns_sha256: str,
-    clustering: dsl.Input[dsl.Artifact],
-    clustering_sha256: str,
-    absorption: dsl.Input[dsl.Artifact],
-    absorption_sha256: str,
-    controls: dsl.Input[dsl.Artifact],
-    controls_sha256: str,
-    layers: dsl.Input[dsl.Artifact],
-    layers_sha256: str,
     output: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
     report: dsl.Output[dsl.HTML],
     manifest_sha256: dsl.OutputPath(str),
+    activations: dsl.Input[dsl.Dataset] = None,
+    activations_sha256: str = "",
+    fidelity: dsl.Input[dsl.Artifact] = None,
+    fidelity_sha256: str = "",
+    concepts: dsl.Input[dsl.Artifact] = None,
+    concepts_sha256: str = "",
+    baselines: dsl.Input[dsl.Artifact] = None,
+    baselines_sha256: str = "",
+    amortisation: dsl.Input[dsl.Artifact] = None,
+    amortisation_sha256: str = "",
+    probes: dsl.Input[dsl.Artifact] = None,
+    probes_sha256: str = "",
+    patterns: dsl.Input[dsl.Artifact] = None,
+    patterns_sha256: str = "",
+    clustering: dsl.Input[dsl.Artifact] = None,
+    clustering_sha256: str = "",
+    absorption: dsl.Input[dsl.Artifact] = None,
+    absorption_sha256: str = "",
+    controls: dsl.Input[dsl.Artifact] = None,
+    controls_sha256: str = "",
+    layers: dsl.Input[dsl.Artifact] = None,
+    layers_sha256: str = "",
+    steering: dsl.Input[dsl.Artifact] = None,
+    steering_sha256: str = "",
     params: str = "{}",
 ) -> dsl.ContainerSpec:
     """Write every evaluation of an SAE into one self-contained page.
@@ -48,10 +50,15 @@ def report(
     Args:
         sequences: Output of ingest.
         sequences_sha256: Its checksum: the output `manifest_sha256` of ingest.
-        activations: Output of extract_activations.
-        activations_sha256: Its checksum: the output `manifest_sha256` of extract_activations.
         sae: Output of train_sae.
         sae_sha256: Its checksum: the output `manifest_sha256` of train_sae.
+        output: Folder of kind 'report' with its manifest.
+        metrics: Numbers for the UI.
+        summary: One paragraph for people.
+        report: Report for the UI, a self-contained page.
+        manifest_sha256: Checksum that names the output; feeds the cache keys downstream.
+        activations: Output of extract_activations.
+        activations_sha256: Its checksum: the output `manifest_sha256` of extract_activations.
         fidelity: Output of evaluate@fidelity.
         fidelity_sha256: Its checksum: the output `manifest_sha256` of evaluate@fidelity.
         concepts: Output of evaluate@concepts.
@@ -72,11 +79,8 @@ def report(
         controls_sha256: Its checksum: the output `manifest_sha256` of evaluate@controls.
         layers: Output of evaluate@layers.
         layers_sha256: Its checksum: the output `manifest_sha256` of evaluate@layers.
-        output: Folder of kind 'report' with its manifest.
-        metrics: Numbers for the UI.
-        summary: One paragraph for people.
-        report: Report for the UI, a self-contained page.
-        manifest_sha256: Checksum that names the output; feeds the cache keys downstream.
+        steering: Output of steer.
+        steering_sha256: Its checksum: the output `manifest_sha256` of steer.
         params: The other parameters of section `report`, one JSON object; "{}" takes the defaults.
     """
     return dsl.ContainerSpec(

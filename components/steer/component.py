@@ -12,14 +12,14 @@ from components.image import IMAGE
 def steer(
     sequences: dsl.Input[dsl.Dataset],
     sequences_sha256: str,
-    activations: dsl.Input[dsl.Dataset],
-    activations_sha256: str,
     sae: dsl.Input[dsl.Model],
     sae_sha256: str,
     output: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     summary: dsl.Output[dsl.Markdown],
     manifest_sha256: dsl.OutputPath(str),
+    activations: dsl.Input[dsl.Dataset] = None,
+    activations_sha256: str = "",
     params: str = "{}",
     latent: int = -1,
     strength: float = 1.0,
@@ -29,14 +29,14 @@ def steer(
     Args:
         sequences: Output of ingest.
         sequences_sha256: Its checksum: the output `manifest_sha256` of ingest.
-        activations: Output of extract_activations.
-        activations_sha256: Its checksum: the output `manifest_sha256` of extract_activations.
         sae: Output of train_sae.
         sae_sha256: Its checksum: the output `manifest_sha256` of train_sae.
         output: Folder of kind 'result' with its manifest.
         metrics: Numbers for the UI.
         summary: One paragraph for people.
         manifest_sha256: Checksum that names the output; feeds the cache keys downstream.
+        activations: Output of extract_activations.
+        activations_sha256: Its checksum: the output `manifest_sha256` of extract_activations.
         params: The other parameters of section `steer`, one JSON object; "{}" takes the defaults.
         latent: Index of the latent; -1 takes the one that reaches half of its maximum on the most residues of the
             chosen proteins, among those active on at most a tenth of them (ties: the smaller index)

@@ -37,7 +37,7 @@ def test_repro_runs_every_evaluation_and_ends_in_one_page(root: Path) -> None:
         if port.kind == "result":
             folder = root / "outputs" / Path(*port.source.split("@"))
             assert f'<section id="{port.name}">' in page
-            assert (folder / "table.csv").is_file() or port.name in ("fidelity", "concepts")
+            assert (folder / "table.csv").is_file() or port.name in ("fidelity", "concepts", "steering")
             assert list((folder / "figures").glob("*.png"))
             metrics = json.loads((folder / "metrics.json").read_text())
             assert any(isinstance(value, int) and value > 0 for name, value in metrics.items() if "num" in name)

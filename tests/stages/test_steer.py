@@ -249,3 +249,24 @@ def test_scores_that_are_not_finite_are_refused(
 def test_bad_parameters_are_refused(params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SteerParams(**params)
+
+
+def test_without_an_activation_store_it_goes_by_the_sae_and_gives_the_same_bytes(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    alone = {name: folder for name, folder in inputs.items() if name != "activations"}
+    assert run(tmp_path / "with" / "out", inputs) == run(tmp_path / "alone" / "out", alone)
+    for file in (tmp_path / "with" / "out").rglob("*"):
+        if file.is_file():
+            other = tmp_path / "alone" / file.relative_to(tmp_path / "with")
+            assert other.read_bytes() == file.read_bytes(), file
+
+
+def test_without_an_activation_store_another_model_is_refused_as_well(
+    inputs: dict[str, Path], plm: ProteinLM, store: Path, tmp_path: Path
+) -> None:
+    sae = random_sae(plm, store)
+    sae.config = sae.config.replace(plm_revision="sha256:" + 64 * "0")
+    folder = saved(sae, tmp_path / "other")
+    with pytest.raises(UserError, match="sha256"):
+        run(tmp_path / "out", {"sequences": inputs["sequences"], "sae": folder})

@@ -83,6 +83,12 @@ def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] =
                 where=f"--set {override}",
                 fix=did_you_mean(key.rpartition(".")[0], read),
             )
+        if any(f"{key}.".startswith(f"{decided}.") for stage in used for decided in stage.decides):
+            raise UserError(
+                f"pipeline '{package.name}' does not ask for '{key}': the SAE says it",
+                where=f"--set {override}",
+                fix="leave it out; the SAE is the one of --set resolve.model=models:/NAME@ALIAS",
+            )
     arguments = pipeline_arguments(file, [stage.id for stage in used])
     for stage in used:
         for name in stage.source_files:

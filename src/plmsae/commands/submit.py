@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from plmsae.cluster.finding import Finding
     from plmsae.cluster.package import Package
     from plmsae.params import ParamsFile
 
@@ -28,7 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state-claim", default="", help="volume claim for checkpoints, e.g. plmsae-state (none)")
     parser.add_argument("--placement", type=Path, help="YAML file: kind of GPU, nodes, spot pool (the pool of k8s/)")
     parser.add_argument("--allow-tag", action="store_true", help="accept an image by tag; nothing is cached then")
-    parser.add_argument("--no-image-check", action="store_true", help="do not ask the registry for the images")
+    parser.add_argument(
+        "--check", action="store_true", help="look for everything that the run needs, and create nothing"
+    )
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        choices=["images", "data", "registry", "settings"],
+        help="do not look for these before the run: images, data in buckets, MLflow, settings of the namespace",
+    )
+    parser.add_argument("--no-image-check", action="store_true", help="the same as --skip images")
     parser.add_argument("--package", type=Path, help="submit this compiled pipeline as it is")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (params.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a parameter")
@@ -40,21 +52,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Check everything, upload, start the run; with --wait, follow it."""
+    """Check everything, upload, start the run; with --wait, follow it. With --check, stop before the upload."""
     from plmsae.cluster.connection import address, connect
+    from plmsae.cluster.finding import refuse
     from plmsae.cluster.follow import follow
-    from plmsae.cluster.submit import check_images, run_arguments, start
+    from plmsae.cluster.submit import run_arguments, start
     from plmsae.params import ParamsFile
 
+    if args.check:
+        return _check(args)
     host = address(args.host)
     params = ParamsFile(args.params, args.set)
     package = _package(args, params)
     arguments = run_arguments(package, params, args.set)
     with connect(host, args.namespace) as client:
-        if not args.no_image_check:
-            for found in check_images(package.images).values():
-                if found.warning:
-                    print(f"warning: {found.warning}", file=sys.stderr)
+        findings = _looked_for(args, package, params, arguments, client.get_user_namespace() or args.namespace)
+        for item in findings:
+            if item.status == "warning":
+                print(f"warning: {item.found}", file=sys.stderr)
+        refuse(findings)
         submission = start(
             client,
             host,
@@ -82,6 +98,55 @@ def main(args: argparse.Namespace) -> int:
         elif args.wait:
             print(f"the run ended as {record['state']}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    """One line for everything that was looked for; the exit code of the failures."""
+    from plmsae.cluster.connection import address, connect
+    from plmsae.cluster.finding import Finding, exit_code
+    from plmsae.cluster.submit import run_arguments
+    from plmsae.errors import PlmsaeError
+    from plmsae.params import ParamsFile
+
+    params = ParamsFile(args.params, args.set)
+    package = _package(args, params)
+    arguments = run_arguments(package, params, args.set)
+    namespace = args.namespace
+    try:
+        host = address(args.host)
+        with connect(host, args.namespace) as client:
+            namespace = client.get_user_namespace() or namespace
+        findings = [Finding("kubeflow", "ok", f"{host} is Kubeflow Pipelines")]
+    except PlmsaeError as error:
+        findings = [Finding.of("kubeflow", error)]
+    findings += _looked_for(args, package, params, arguments, namespace)
+    code = exit_code(findings)
+    if args.json:
+        print(json.dumps({"ok": code == 0, "checks": [asdict(item) for item in findings]}, sort_keys=True))
+        return code
+    for item in findings:
+        print(f"{item.status:<9}  {item.check:<8}  {item.found}")
+        if item.status in ("warning", "failed"):
+            for name, text in (("where", item.where), ("fix", item.fix)):
+                if text:
+                    print(f"{'':<21}  {name}: {text}")
+    print("nothing was created; a run would start" if code == 0 else "nothing was created, and a run would not start")
+    return code
+
+
+def _looked_for(
+    args: argparse.Namespace, package: Package, params: ParamsFile, arguments: dict[str, Any], namespace: str | None
+) -> list[Finding]:
+    from plmsae.cluster.preflight import preflight
+
+    return preflight(
+        package,
+        params,
+        arguments,
+        namespace=namespace,
+        service_account=args.service_account,
+        skip={*args.skip, *(["images"] if args.no_image_check else [])},
+    )
 
 
 def _package(args: argparse.Namespace, params: ParamsFile) -> Package:
@@ -116,7 +181,7 @@ def _package(args: argparse.Namespace, params: ParamsFile) -> Package:
             where="--image, environment variable PLMSAE_IMAGE",
             fix="pass --image REPOSITORY@sha256:DIGEST, or a compiled pipeline with --package FILE",
         )
-    if not args.allow_tag and not args.no_image_check:
+    if not args.allow_tag and not args.no_image_check and "images" not in args.skip:
         image, gpu_image = pinned(image), pinned(gpu_image) if gpu_image else None
     text = compile_pipeline(
         args.pipeline,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from plmsae.saes.config import SaeConfig
 
 WEIGHTS = "sae.safetensors"
-READABLE = "table.csv"
+# What an evaluation wrote for people: the first of them that is there.
+READABLE = ("table.csv", "top_residues.csv")
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,14 @@ class Evidence:
         }
 
     def readable_table(self, evaluation: str) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the table that an evaluation wrote for people (`table.csv`); empty if it wrote none.
+        """Header and rows of the table that an evaluation wrote for people (`READABLE`); empty if it wrote none.
 
         Raises:
             DataError: The table cannot be read.
         """
-        path = self.folders[evaluation] / READABLE
-        if not path.is_file():
+        paths = [self.folders[evaluation] / name for name in READABLE]
+        path = next((item for item in paths if item.is_file()), None)
+        if path is None:
             return [], []
         try:
             with path.open(newline="", encoding="utf-8") as handle:

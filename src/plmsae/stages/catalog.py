@@ -17,9 +17,11 @@ _MODULES = (
     "extract_activations",
     "train_sae",
     "sweep",
+    "resolve",
+    "pull",
     "evaluate",
-    "report",
     "steer",
+    "report",
     "register",
     "promote",
 )
@@ -58,8 +60,10 @@ def load_params(file: ParamsFile, stage: Stage) -> Params:
         if isinstance(own, dict):
             values = {**file.section(name), **own}
             where = _place(file, stage.section, name, own)
-            filled = validate(stages()[name].params, values, section=name, where=where)
-            data = {**data, name: filled.model_dump(mode="json")}
+            filled = validate(stages()[name].params, values, section=name, where=where).model_dump(mode="json")
+            # What the stage finds out by itself is handed on only where somebody wrote it there, to be compared.
+            kept = {key for key in filled if key in own or f"{name}.{key}" not in stage.decides}
+            data = {**data, name: {key: value for key, value in filled.items() if key in kept}}
     return validate(stage.params, data, section=stage.section, where=file.where)
 
 

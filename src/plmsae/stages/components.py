@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 
 from plmsae.stages.catalog import stages
@@ -91,12 +92,16 @@ def _image(stage: Stage) -> str:
 
 def _ports(stage: Stage) -> list[tuple[str, str, str]]:
     """(name, annotation, meaning) of every argument, those without a default first."""
-    found = []
+    found: list[tuple[str, str, str]] = []
+    optional: list[tuple[str, str, str]] = []
     for port in stage.inputs:
-        found += [
-            (port.name, f"dsl.Input[dsl.{ARTIFACTS[port.kind]}]", f"Output of {port.source}."),
-            (f"{port.name}_sha256", "str", f"Its checksum: the output `{MANIFEST}` of {port.source}."),
-        ]
+        artifact, checksum = ("", "") if not port.optional else (" = None", ' = ""')
+        (optional if port.optional else found).extend(
+            [
+                (port.name, f"dsl.Input[dsl.{ARTIFACTS[port.kind]}]{artifact}", f"Output of {port.source}."),
+                (f"{port.name}_sha256", f"str{checksum}", f"Its checksum: the output `{MANIFEST}` of {port.source}."),
+            ]
+        )
     found += [
         (OUTPUT, f"dsl.Output[dsl.{ARTIFACTS[stage.kind]}]", f"Folder of kind '{stage.kind}' with its manifest."),
         (METRICS, "dsl.Output[dsl.Metrics]", "Numbers for the UI."),
@@ -105,7 +110,8 @@ def _ports(stage: Stage) -> list[tuple[str, str, str]]:
     if stage.report:
         found.append((REPORT, "dsl.Output[dsl.HTML]", "Report for the UI, a self-contained page."))
     found.append((MANIFEST, "dsl.OutputPath(str)", "Checksum that names the output; feeds the cache keys downstream."))
-    return found
+    found += [(value.name, f"dsl.OutputPath({value.kind.__name__})", value.meaning) for value in stage.values]
+    return found + optional
 
 
 def _knobs(stage: Stage) -> list[tuple[str, str, str]]:
@@ -163,15 +169,13 @@ def _readme(name: str, members: list[Stage], generated: str) -> str:
             "",
             f"Runs `plmsae run {stage.id}` in the {'GPU' if need.gpu else 'CPU'} image. Asks for {need.cpu} CPU, "
             f"{need.memory_gib} GiB and {need.gpu} GPU, ends after {need.timeout_hours} h at the latest, retried as "
-            f"`{need.retry}`. "
-            + ("Acts on the registry, so it is never cached." if stage.side_effects else "Cached by contents."),
+            f"`{need.retry}`. " + _caching(stage),
             "",
             "| port | type | meaning |",
             "|---|---|---|",
         ]
         for port, annotation, meaning in _ports(stage):
-            kind = annotation.replace("dsl.", "").replace("Input[", "input ").replace("Output[", "output ").rstrip("]")
-            lines.append(f"| `{port}` | {kind.replace('OutputPath(str)', 'output str')} | {meaning} |")
+            lines.append(f"| `{port}` | {_port_type(annotation)} | {meaning} |")
         lines += ["", "| parameter | type, default | meaning |", "|---|---|---|"]
         lines.append(f"| `{PARAMS}` | `str = '{{}}'` | the rest of section `{stage.section}` as one JSON object |")
         for knob, annotation, meaning in _knobs(stage):
@@ -179,6 +183,21 @@ def _readme(name: str, members: list[Stage], generated: str) -> str:
         page = "docs/reference/stages.md"
         lines += ["", f"All parameters: [{page}](../../{page}#{_anchor(stage)}).", ""]
     return "\n".join(lines)
+
+
+def _caching(stage: Stage) -> str:
+    if stage.side_effects:
+        return "Acts on the registry, so it is never cached."
+    if stage.looks_up:
+        return "Asks the registry what a name points at, so it is never cached."
+    return "Cached by contents."
+
+
+def _port_type(annotation: str) -> str:
+    """`dsl.Input[dsl.Model]` as `input Model`, `dsl.OutputPath(str)` as `output str`, with a default as optional."""
+    kind, default, _ = annotation.partition(" = ")
+    kind = re.sub(r"dsl\.(Input|Output)(?:Path)?[\[(](?:dsl\.)?(\w+)[\])]", lambda m: f"{m[1].lower()} {m[2]}", kind)
+    return f"optional {kind}" if default else kind
 
 
 def _anchor(stage: Stage) -> str:

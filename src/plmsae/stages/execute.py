@@ -16,7 +16,7 @@ import math
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def execute(
     *,
     root: Path,
     inputs: Mapping[str, Path] | None = None,
+    without: Collection[str] = (),
     output: Path | None = None,
     state: Path | None = None,
     staging: Path | None = None,
@@ -57,6 +58,7 @@ def execute(
         params: Its resolved parameters.
         root: The working folder: raw files, `outputs/` and `.plmsae/` are relative to it.
         inputs: Input port -> folder, for ports that are not read from `outputs/<source stage>`.
+        without: Optional input ports that are left out.
         output: Output folder, by default `outputs/<stage>`.
         state: Folder of locks and checkpoints, by default `.plmsae` below `root`.
         staging: Folder for the unfinished output, on the file system of `output`; by default below `state`.
@@ -71,7 +73,7 @@ def execute(
     final = (root / (output or stage.output)).resolve()
     state = (state or root / STATE).resolve()
     workspace = (staging or state).resolve()
-    folders = _resolve_inputs(stage, root, inputs or {})
+    folders = _resolve_inputs(stage, root, inputs or {}, without)
     # Runs with different outputs do not meet: the shares of an extraction may be made side by side.
     own = (
         stage.id if final == (root / stage.output).resolve() else f"{stage.id}-{sha256_bytes(str(final).encode())[:16]}"
@@ -171,13 +173,24 @@ def code_sha256(stage: Stage) -> str:
     return sha256_tree([own, *(PACKAGE / name for name in stage.code)], PACKAGE)
 
 
-def _resolve_inputs(stage: Stage, root: Path, given: Mapping[str, Path]) -> dict[str, Path]:
+def _resolve_inputs(stage: Stage, root: Path, given: Mapping[str, Path], without: Collection[str]) -> dict[str, Path]:
     known = {port.name: port for port in stage.inputs}
-    for name in given:
+    for name in (*given, *without):
         if name not in known:
             raise UserError(f"stage '{stage.id}' has no input '{name}'", fix=did_you_mean(name, known))
+    for name in without:
+        if not known[name].optional or name in given:
+            raise UserError(
+                f"'{stage.id}' cannot do without its input '{name}'"
+                if not known[name].optional
+                else f"input '{name}' of '{stage.id}' is given and left out",
+                where=f"--without {name}",
+                fix="leave this option out",
+            )
     folders = {}
     for port in stage.inputs:
+        if port.name in without:
+            continue
         folder = Path(given.get(port.name, root / "outputs" / Path(*port.source.split("@"))))
         if not (folder / MANIFEST_NAME).is_file():
             raise UserError(

@@ -83,7 +83,7 @@ class ExecutorInput:
                 fix="leave this option to the compiled pipeline; by hand: plmsae run STAGE --set SECTION.KEY=VALUE",
             ) from error
 
-    def write_output(self, metadata: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, str]) -> None:
+    def write_output(self, metadata: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, str | int]) -> None:
         """Write the executor output: every output artifact with its metadata, and the output parameters.
 
         Args:
@@ -91,7 +91,7 @@ class ExecutorInput:
             parameters: Output parameter -> value.
         """
         for name, value in parameters.items():
-            write_text(self.output_parameters[name], value)
+            write_text(self.output_parameters[name], str(value))
         output = {
             "parameterValues": dict(parameters),
             "artifacts": {
@@ -128,8 +128,10 @@ def run_task(stage: Stage, text: str, *, root: Path, nodes: Any = None) -> tuple
     """
     task = ExecutorInput.parse(text)
     params = resolve_params(stage, task.parameters)
+    without = [port.name for port in stage.inputs if port.optional and port.name not in task.inputs]
     for port in stage.inputs:
-        _check_input(stage, port.name, task)
+        if port.name not in without:
+            _check_input(stage, port.name, task)
     output = task.outputs[OUTPUT]
     beside = output.parent / f".{output.name}.partial"
     state = Path(os.environ.get(STATE_VARIABLE) or root / ".plmsae")
@@ -138,7 +140,8 @@ def run_task(stage: Stage, text: str, *, root: Path, nodes: Any = None) -> tuple
             stage,
             params,
             root=root,
-            inputs={port.name: task.inputs[port.name] for port in stage.inputs},
+            inputs={port.name: task.inputs[port.name] for port in stage.inputs if port.name not in without},
+            without=without,
             output=output,
             state=state,
             staging=beside,
@@ -152,9 +155,10 @@ def run_task(stage: Stage, text: str, *, root: Path, nodes: Any = None) -> tuple
     for name, file in copies.items():
         task.outputs[name].parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(output / file, task.outputs[name])
+    values = {value.name: result.values[value.name] for value in stage.values}
     task.write_output(
-        {METRICS: dict(result.metrics), OUTPUT: {"stage": stage.id, "kind": stage.kind, MANIFEST: sha256}},
-        {MANIFEST: sha256},
+        {METRICS: dict(result.metrics), OUTPUT: {**values, "stage": stage.id, "kind": stage.kind, MANIFEST: sha256}},
+        {**values, MANIFEST: sha256},
     )
     return result, output
 

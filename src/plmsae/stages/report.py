@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from plmsae.errors import UserError
 from plmsae.params import Params
 from plmsae.stages.spec import Input, Resources, Stage, StageContext, StageResult
 
@@ -20,18 +21,19 @@ STAGE = Stage(
     params=ReportParams,
     inputs=(
         Input("sequences", "sequences", "ingest"),
-        Input("activations", "activations", "extract_activations"),
+        Input("activations", "activations", "extract_activations", optional=True),
         Input("sae", "sae", "train_sae"),
-        Input("fidelity", "result", "evaluate@fidelity"),
-        Input("concepts", "result", "evaluate@concepts"),
-        Input("baselines", "result", "evaluate@baselines"),
-        Input("amortisation", "result", "evaluate@amortisation"),
-        Input("probes", "result", "evaluate@probes"),
-        Input("patterns", "result", "evaluate@patterns"),
-        Input("clustering", "result", "evaluate@clustering"),
-        Input("absorption", "result", "evaluate@absorption"),
-        Input("controls", "result", "evaluate@controls"),
-        Input("layers", "result", "evaluate@layers"),
+        Input("fidelity", "result", "evaluate@fidelity", optional=True),
+        Input("concepts", "result", "evaluate@concepts", optional=True),
+        Input("baselines", "result", "evaluate@baselines", optional=True),
+        Input("amortisation", "result", "evaluate@amortisation", optional=True),
+        Input("probes", "result", "evaluate@probes", optional=True),
+        Input("patterns", "result", "evaluate@patterns", optional=True),
+        Input("clustering", "result", "evaluate@clustering", optional=True),
+        Input("absorption", "result", "evaluate@absorption", optional=True),
+        Input("controls", "result", "evaluate@controls", optional=True),
+        Input("layers", "result", "evaluate@layers", optional=True),
+        Input("steering", "result", "steer", optional=True),
     ),
     pipeline="evaluate",
     kind="report",
@@ -46,6 +48,7 @@ def run(context: StageContext) -> StageResult:
     """Write `report.html`.
 
     Raises:
+        UserError: There is nothing to report.
         DataError: A table of an evaluation cannot be read.
     """
     from plmsae.registry.evidence import Evidence
@@ -55,6 +58,8 @@ def run(context: StageContext) -> StageResult:
 
     params: ReportParams = context.params
     evidence = Evidence(folders=context.inputs, manifests=context.manifests)
+    if not evidence.evaluations:
+        raise UserError("there is no evaluation to report", where="report", fix="connect at least one in the pipeline")
     config = read_config(evidence.sae_folder)
     name = registry_name(config.plm, config.layer, config.hook, config.architecture)
     write_report(context.output / "report.html", evidence, config, name, params.num_report_concepts)

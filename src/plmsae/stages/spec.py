@@ -12,7 +12,9 @@ from plmsae.params import Params
 
 Kind = Literal["sequences", "report", "activations", "sae", "result", "registration", "promotion"]
 Retry = Literal["none", "io", "gpu"]
-Pipeline = Literal["train", "sweep", "evaluate"]
+# `registered`: the first tasks of every pipeline that starts from a registered SAE; in no graph of DVC, which cannot
+# watch a registry.
+Pipeline = Literal["train", "sweep", "evaluate", "registered"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,28 @@ class Input:
         name: Name of the port, e.g. `activations`.
         kind: The artifact type that it takes.
         source: Id of the stage whose output it reads by default.
+        optional: True if a Kubeflow pipeline may leave it out. On a laptop `--without PORT` says so.
     """
 
     name: str
     kind: Kind
     source: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Value:
+    """An output parameter: a value that a pipeline hands to other tasks, beside the artifact.
+
+    Attributes:
+        name: Its name.
+        kind: `str` or `int`.
+        meaning: What it is, for the component's documentation.
+    """
+
+    name: str
+    kind: type[str] | type[int]
+    meaning: str
 
 
 @dataclass(frozen=True)
@@ -102,11 +121,13 @@ class StageResult:
         metrics: Flat snake_case name -> number; written to `metrics.json`. NaN and infinity are refused.
         summary: One paragraph of Markdown for people; written to `summary.md`.
         children: Name -> run that is tracked below the stage's.
+        values: Output parameter -> value, of those that the stage declares; also metadata of the output in Kubeflow.
     """
 
     metrics: Mapping[str, float | int]
     summary: str
     children: Mapping[str, ChildRun] = field(default_factory=dict)
+    values: Mapping[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,6 +140,8 @@ class Stage:
         params: The parameter model of its section.
         inputs: Input ports.
         inherits: Sections of other stages whose values fill in what its parameter of the same name leaves out.
+        decides: Dotted parameters of those sections that it finds out by itself: not filled in, and refused by a
+            pipeline where somebody sets them.
         pipeline: `train` for the graph of `dvc repro`; a stage of another pipeline runs when that one is asked for.
         kind: The artifact type of its one output folder.
         run: Dotted path `module:function` of the work function, imported only when the stage runs.
@@ -129,10 +152,12 @@ class Stage:
             are null. Their `<name>_sha256` must be given with them: DVC cannot watch what may not be there.
         knobs: Parameters that people change from run to run: typed fields of the Kubeflow form (the others are one
             JSON text per stage).
+        values: Output parameters of its task.
         report: HTML file in its output that the Kubeflow UI shows.
         plots: Tables for `dvc plots`.
         resumable: True if it leaves checkpoints, from which a killed run goes on.
         side_effects: True for a stage that acts on the registry: never taken from a cache.
+        looks_up: True for a stage that asks what a name points at now: never taken from a cache either.
         tracked: True if its metrics and figures are logged to MLflow as a run of their own.
     """
 
@@ -144,15 +169,18 @@ class Stage:
     code: tuple[str, ...]
     inputs: tuple[Input, ...] = ()
     inherits: tuple[str, ...] = ()
+    decides: tuple[str, ...] = ()
     pipeline: Pipeline = "train"
     resources: Resources = field(default_factory=Resources)
     source_files: tuple[str, ...] = ()
     optional_files: tuple[str, ...] = ()
     knobs: tuple[str, ...] = ()
+    values: tuple[Value, ...] = ()
     report: str | None = None
     plots: tuple[Plot, ...] = ()
     resumable: bool = False
     side_effects: bool = False
+    looks_up: bool = False
     tracked: bool = False
 
     @property

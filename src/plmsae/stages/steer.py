@@ -61,7 +61,7 @@ STAGE = Stage(
     params=SteerParams,
     inputs=(
         Input("sequences", "sequences", "ingest"),
-        Input("activations", "activations", "extract_activations"),
+        Input("activations", "activations", "extract_activations", optional=True),
         Input("sae", "sae", "train_sae"),
     ),
     kind="result",
@@ -96,7 +96,7 @@ def run(context: StageContext) -> StageResult:
 
     params: SteerParams = context.params
     torch.set_num_threads(params.threads)
-    source = load_source(context.inputs["activations"], context.inputs["sae"], root=context.root)
+    source = load_source(context.inputs.get("activations"), context.inputs["sae"], root=context.root)
     rows = chosen_rows(
         context.inputs["sequences"],
         accessions=params.accessions,

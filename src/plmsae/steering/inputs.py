@@ -21,17 +21,17 @@ from plmsae.saes.base import SparseAutoencoder
 
 @dataclass(frozen=True)
 class Source:
-    """The model and the SAE, checked to belong together and to the layer and hook of the activation store."""
+    """The model and the SAE, checked to belong together."""
 
     plm: ProteinLM
     sae: SparseAutoencoder
 
 
-def load_source(activations: Path, sae: Path, *, root: Path) -> Source:
+def load_source(activations: Path | None, sae: Path, *, root: Path) -> Source:
     """Load the SAE and the model that it was trained on.
 
     Args:
-        activations: Output folder of `extract_activations`.
+        activations: Output folder of `extract_activations`, which the SAE must belong to; None goes by the SAE alone.
         sae: Output folder of `train_sae`.
         root: The working folder, which a relative path of a local PLM starts from.
 
@@ -42,11 +42,13 @@ def load_source(activations: Path, sae: Path, *, root: Path) -> Source:
         TryAgainError: The model's hub cannot be reached.
     """
     model = load_folder(sae / "sae")
-    store = read_metadata(store_at(activations, model.config.layer, model.config.hook))
-    model.check_source(store.plm, store.plm_revision, store.layer, store.hook)
-    plm = load_plm(store.plm, store.plm_revision, root=root)
-    model.check_source(plm.name, plm.revision, store.layer, store.hook)
-    plm.check_hook(store.layer, store.hook)
+    config = model.config
+    if activations is not None:
+        store = read_metadata(store_at(activations, config.layer, config.hook))
+        model.check_source(store.plm, store.plm_revision, store.layer, store.hook)
+    plm = load_plm(config.plm, config.plm_revision, root=root)
+    model.check_source(plm.name, plm.revision, config.layer, config.hook)
+    plm.check_hook(config.layer, config.hook)
     return Source(plm, model.eval())
 
 
