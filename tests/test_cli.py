@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for verb in cli.VERBS:
-        assert f"\n    {verb} " in text
+        assert re.search(rf"\n    {verb}\s", text)
 
 
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))

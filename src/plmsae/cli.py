@@ -28,6 +28,7 @@ VERBS = {
     "submit": "run a pipeline on Kubeflow",
     "promote": "make a registered version the champion if it passes the gates",
     "rollback": "make the previous champion champion again",
+    "reevaluate": "evaluate a registered SAE again where something has changed",
     "lineage": "show what a registered SAE was made from, or what was made from something",
 }
 

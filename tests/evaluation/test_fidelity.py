@@ -121,6 +121,8 @@ def test_tables_agree_with_metrics_and_with_each_other(inputs: Inputs, tmp_path:
     assert table["num_residues"].sum() == metrics["num_residues"]
     assert table["num_masked"].sum() == metrics["num_masked_residues"]
     np.testing.assert_array_equal(table["num_masked"], np.maximum(1, np.floor(0.15 * table["num_unmasked"] + 0.5)))
+    error, variation = (table[name] * table["num_residues"] for name in ("mean_squared_error", "variance"))
+    assert error.sum() / variation.sum() == pytest.approx(metrics["fvu"], rel=1e-9)
     for protocol in ("masked", "unmasked"):
         weights = table[f"num_{protocol}"]
         for name in ("clean", "sae", "zero", "mean", "random"):

@@ -19,12 +19,14 @@ from plmsae.registry.connection import connect
 from plmsae.registry.gates import Gates
 from plmsae.registry.load import pull
 from plmsae.registry.promote import promote
+from plmsae.registry.reevaluation import download_report, open_version, write
 from plmsae.registry.register import register
 from plmsae.registry.rollback import rollback
 from plmsae.registry.tracking import log_stage_run
 from plmsae.registry.versions import aliases_of, get_version, list_versions
 from tests.registry.outputs import FIDELITY, small_sae, write_outputs
 from tests.registry.server import mlflow_server
+from tests.registry.test_reevaluation import measured
 from tests.s3server import S3Server, free_port, start
 
 HIDDEN = "plmsae-object-store"
@@ -102,6 +104,15 @@ def test_a_server_with_artifacts_on_s3_serves_every_verb(
     x = torch.randn(3, trained.config.d_model, generator=torch.Generator().manual_seed(0))
     assert torch.equal(sae.encode(x), trained.encode(x))
     assert (pull(f"models:/{first.name}/2", tmp_path / "pulled").folder / "MODEL_CARD.md").is_file()
+
+    version = open_version(f"models:/{first.name}@champion", root)
+    record = write(version, {"fidelity": measured(0.5)}, {}, root)
+    assert (record["number"], record["verdict"]) == (1, "drifted")
+    again = open_version(f"models:/{first.name}@champion", root)
+    assert again.records == {1: record}
+    assert again.registered.metrics["reevaluation.fidelity.fvu"] == 0.5
+    download_report(first.name, version.registered.version, 1, tmp_path / "seen", root)
+    assert {path.name for path in (tmp_path / "seen").iterdir()} == {"report.html", "history.csv", "history.png"}
 
     weights = [key for key in s3_server.objects(bucket) if key.endswith("sae.safetensors")]
     assert len(weights) == 3

@@ -158,8 +158,12 @@ def _per_sequence(
         table[f"num_{protocol}"] = sums[f"{protocol}_num"].astype(np.int64)
         for name in loss_names(interventions):
             table[f"{protocol}_{name}"] = sums[f"{protocol}_{name}"] / sums[f"{protocol}_num"]
+    count = sums["num_residues"]
+    mean = sums["total"].sum(axis=0) / count.sum()
+    # About the mean of all of these residues, so that FVU is a ratio of two sums over sequences.
+    variation = sums["squared_norm"] - 2 * np.einsum("sd,d->s", sums["total"], mean) + count * np.square(mean).sum()
     return table.assign(
-        mean_squared_error=sums["squared_error"] / sums["num_residues"], l0=sums["num_active"] / sums["num_residues"]
+        mean_squared_error=sums["squared_error"] / count, variance=variation / count, l0=sums["num_active"] / count
     )
 
 

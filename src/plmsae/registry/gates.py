@@ -106,7 +106,7 @@ def apply_gates(gates: Gates, metrics: Mapping[str, float], champion: Mapping[st
     for rule, suite, sign in (("at_least", gates.at_least, 1.0), ("at_most", gates.at_most, -1.0)):
         versus = "not_below_champion" if sign > 0 else "not_above_champion"
         for metric, gate in (
-            (_measured(f"{part}.{name}", metrics), gate)
+            (measured(f"{part}.{name}", metrics), gate)
             for part, limits in suite.items()
             for name, gate in limits.items()
         ):
@@ -122,7 +122,8 @@ def apply_gates(gates: Gates, metrics: Mapping[str, float], champion: Mapping[st
     return tuple(checks)
 
 
-def _measured(metric: str, metrics: Mapping[str, float]) -> str:
+def measured(metric: str, metrics: Mapping[str, float]) -> str:
+    """The name that a metric has here: a gate on `fidelity.masked_*` is one on `causal_*` for a causal PLM."""
     causal = _CAUSAL + metric.removeprefix(_MASKED)
     return causal if metric.startswith(_MASKED) and metric not in metrics and causal in metrics else metric
 

@@ -28,8 +28,7 @@ COMMIT_VARIABLE = "PLMSAE_GIT_COMMIT"  # of the code in the image: there is no r
 
 def origin_tags(evidence: Evidence, root: Path) -> dict[str, str]:
     """Tags for a new version: where and from what it was made, as far as that is known here."""
-    tags = {tag: value for tag, variable in _RUN_TAGS.items() if (value := os.environ.get(variable, "").strip())}
-    tags.update(_git_tags(root))
+    tags = run_tags(root)
     tags[MANIFESTS_TAG] = canonical_json(manifests(evidence))
     files = {
         f"{port}.{name}": sha256
@@ -43,6 +42,12 @@ def origin_tags(evidence: Evidence, root: Path) -> dict[str, str]:
     if outputs := dvc_hashes(evidence, root):
         tags[DVC_TAG] = canonical_json(outputs)
     return tags
+
+
+def run_tags(root: Path) -> dict[str, str]:
+    """Image, Kubeflow run and git commit of what runs here."""
+    tags = {tag: value for tag, variable in _RUN_TAGS.items() if (value := os.environ.get(variable, "").strip())}
+    return {**tags, **_git_tags(root)}
 
 
 def manifests(evidence: Evidence) -> dict[str, str]:

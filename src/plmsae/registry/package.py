@@ -5,6 +5,7 @@ MODEL_CARD.md                 what it is, what it was trained on, how good it is
 metrics.json                  every metric of the training and of every evaluation
 lineage.json                  parameters, inputs and environment of every stage that went in
 latents.parquet concepts.csv  what the latents mean, where the evaluation found it
+per_sequence.parquet          fidelity of every test protein, to be compared in pairs when it is evaluated again
 manifest.json                 sha256 of all of these
 """
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from plmsae.saes.config import SaeConfig
 
 SERVED_MODEL = Path(__file__).with_name("served_model.py")
-TABLES = ("latents.parquet", "concepts.csv")
+TABLES = ("latents.parquet", "concepts.csv", "per_sequence.parquet")
 _SERVING = ("torch", "numpy", "safetensors", "pydantic", "mlflow")
 
 

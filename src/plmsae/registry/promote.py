@@ -18,7 +18,17 @@ from plmsae.registry import audit
 from plmsae.registry.claim import Claim, claimed
 from plmsae.registry.connection import connect
 from plmsae.registry.gates import Check, Gates, apply_gates
-from plmsae.registry.versions import CHAMPION, PREVIOUS, ROLLBACK_TAG, Registered, aliases_of, get_version, resolve
+from plmsae.registry.versions import (
+    CHAMPION,
+    DRIFT_TAG,
+    PREVIOUS,
+    REEVALUATION,
+    ROLLBACK_TAG,
+    Registered,
+    aliases_of,
+    get_version,
+    resolve,
+)
 
 EVALUATION_TAG = "evaluation_sha256"
 DECISION_TAG = "promotion"
@@ -157,6 +167,8 @@ def decide(candidate: Registered, champion: Registered | None, gates: Gates) -> 
     comparable = champion is not None and champion.tags.get(EVALUATION_TAG) == candidate.tags.get(EVALUATION_TAG)
     checks = apply_gates(gates, candidate.metrics, champion.metrics if champion and comparable else None)
     reasons = [check.text() for check in checks if not check.passed]
+    if candidate.tags.get(DRIFT_TAG) == "true":
+        reasons.append("its last re-evaluation found that it has drifted (its tags 'reevaluation.<number>' say how)")
     if champion is not None and not comparable and gates.other_evaluation == "refuse":
         reasons.append(
             f"the champion (version {champion.version}) was {_other_evaluation(candidate, champion)}, so the two "
@@ -176,7 +188,9 @@ def decide(candidate: Registered, champion: Registered | None, gates: Gates) -> 
 
 def _other_evaluation(candidate: Registered, champion: Registered) -> str:
     """What sets the champion's evaluation apart, as far as its metrics say."""
-    ours, theirs = ({name.partition(".")[0] for name in version.metrics} for version in (candidate, champion))
+    ours, theirs = (
+        {name.partition(".")[0] for name in version.metrics} - {REEVALUATION} for version in (candidate, champion)
+    )
     if ours - theirs:
         return f"registered without the evaluation {', '.join(sorted(ours - theirs))}"
     if theirs - ours:

@@ -17,6 +17,9 @@ CHAMPION, CANDIDATE, PREVIOUS = "champion", "candidate", "previous"
 EVIDENCE_TAG = "evidence_sha256"
 # On a version that was rolled back from, until it is champion again: the record of that rollback.
 ROLLBACK_TAG = "rollback"
+# On a version that was evaluated again: `true` while any of its numbers has drifted, else `false`.
+DRIFT_TAG = "drift"
+REEVALUATION = "reevaluation"
 _MODEL_ID = re.compile(r"models:/(m-[0-9a-f]+)")
 
 
@@ -172,7 +175,11 @@ def _registered(client: Any, version: Any, aliases: dict[str, int]) -> Registere
         name=version.name,
         version=number,
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
-        metrics={metric.key: float(metric.value) for metric in sorted(logged.metrics or (), key=lambda m: m.key)},
+        # The last one of a metric that was measured again and again.
+        metrics={
+            metric.key: float(metric.value)
+            for metric in sorted(logged.metrics or (), key=lambda m: (m.key, m.step, m.timestamp))
+        },
         tags=dict(sorted(version.tags.items())),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from plmsae.errors import UserError, did_you_mean
 from plmsae.params import Params, ParamsFile, validate
+from plmsae.stages.reevaluation_params import REEVALUATE
 from plmsae.stages.spec import Pipeline, Stage
 
 _MODULES = (
@@ -90,5 +91,5 @@ def stage(stage_id: str) -> Stage:
 
 
 def sections() -> list[str]:
-    """Top-level sections of `params.yaml`, in pipeline order."""
-    return list(dict.fromkeys(stage.name for stage in stages().values()))
+    """Top-level sections of `params.yaml`, in pipeline order, and that of what runs beside the pipelines."""
+    return [*dict.fromkeys(stage.name for stage in stages().values()), REEVALUATE]

@@ -82,11 +82,7 @@ def execute(
         locks.enter_context(alone(workspace / "locks" / f"{own}.lock", f"running '{stage.id}'"))
         manifests = {port: _verified(stage, port, folder) for port, folder in folders.items()}
         input_hashes = {port: manifest_sha256(folder) for port, folder in folders.items()}
-        named = [name for name in stage.optional_files if value_at(params, name) is not None]
-        files = {name: source_file(stage, params, name, root, state) for name in (*stage.source_files, *named)}
-        sources = {
-            name: _pinned_sha256(stage, params, name, path, pinned or name in named) for name, path in files.items()
-        }
+        files, sources = raw_files(stage, params, root, state, pinned=pinned)
         code = code_sha256(stage)
         key = sha256_bytes(
             canonical_json(
@@ -212,6 +208,23 @@ def _verified(stage: Stage, port: str, folder: Path) -> Manifest:
             fix="pass the output folder of the right stage",
         )
     return manifest
+
+
+def raw_files(
+    stage: Stage, params: Params, root: Path, state: Path, *, pinned: bool = False
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The raw files that a stage reads, fetched and held against their checksums, and the sha256 of each.
+
+    Raises:
+        UserError: One does not exist, access is denied, or its checksum is not given where it must be.
+        DataError: One is not the file that was meant.
+        TryAgainError: A store or server cannot be reached.
+    """
+    named = [name for name in stage.optional_files if value_at(params, name) is not None]
+    files = {name: source_file(stage, params, name, root, state) for name in (*stage.source_files, *named)}
+    return files, {
+        name: _pinned_sha256(stage, params, name, path, pinned or name in named) for name, path in files.items()
+    }
 
 
 def source_file(stage: Stage, params: Params, name: str, root: Path, state: Path) -> Path:

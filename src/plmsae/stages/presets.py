@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from plmsae.errors import UserError, did_you_mean
-from plmsae.params import ParamsFile, validate
+from plmsae.params import Params, ParamsFile, validate
 from plmsae.stages.catalog import sections, stages
+from plmsae.stages.reevaluation_params import REEVALUATE, ReevaluateParams
 
 FOLDER = Path("presets")
 SOURCES = FOLDER / "sources"
@@ -68,22 +69,28 @@ def _render(path: Path, generated: str, root: Path) -> str:
         f"# To run: cp {FOLDER.as_posix()}/{path.name} params.yaml && {_command(path, found)}",
     ]
     open_section = ""
-    for stage in stages().values():
-        prefix = stage.section + "."
+    for section, params in _models().items():
+        prefix = section + "."
         own = {name.removeprefix(prefix): value for name, value in found.values.items() if name.startswith(prefix)}
-        validate(stage.params, own, section=stage.section, where=lambda name: found.places.get(name, source))
-        values = stage.params().model_dump(mode="json") | own
-        if stage.name != open_section:
-            lines += ["", f"{stage.name}:"] if open_section else [f"{stage.name}:"]
-            open_section = stage.name
-        if stage.entry:
-            lines.append(f"  {stage.entry}:")
-        indent = "    " if stage.entry else "  "
-        for name in stage.params.model_fields:
+        validate(params, own, section=section, where=lambda name: found.places.get(name, source))
+        values = params().model_dump(mode="json") | own
+        top, _, entry = section.partition(".")
+        if top != open_section:
+            lines += ["", f"{top}:"] if open_section else [f"{top}:"]
+            open_section = top
+        if entry:
+            lines.append(f"  {entry}:")
+        indent = "    " if entry else "  "
+        for name in params.model_fields:
             first, *rest = _yaml(name, values[name])
             comment = found.comments.get(prefix + name)
             lines += [f"{indent}{first}" + (f"  # {comment}" if comment else ""), *(indent + line for line in rest)]
     return "\n".join(lines) + "\n"
+
+
+def _models() -> dict[str, type[Params]]:
+    """Section -> its model, of everything that `params.yaml` holds."""
+    return {**{stage.section: stage.params for stage in stages().values()}, REEVALUATE: ReevaluateParams}
 
 
 def _yaml(name: str, value: Any) -> list[str]:
@@ -140,7 +147,7 @@ def _own(file: ParamsFile, path: Path) -> _Values:
             if section in suites
             else {section: deeper}
         )
-        known = [stage.section for stage in stages().values()]
+        known = list(_models())
         for name, parameters in inside.items():
             if name not in known:
                 raise UserError(f"unknown section '{name}'", where=file.where(name), fix=did_you_mean(name, known))
