@@ -31,10 +31,12 @@ they mean is in [definitions](definitions.md), how to get them in [evaluations](
 
 
 def collect(outputs: Path) -> dict[str, dict[str, Any]]:
-    """Evaluation -> its summary, the table that it wrote for people, and the checksums of what it read."""
+    """Evaluation that was run -> its summary, the table that it wrote for people, and the checksums of what it read."""
     found = {}
     for stage in STAGES:
         folder = outputs / "evaluate" / str(stage.entry)
+        if not (folder / "manifest.json").is_file():
+            continue  # it was not run
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         table = folder / "table.csv"
         rows: list[list[str]] = []

@@ -41,8 +41,9 @@ def test_every_linked_file_exists() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_the_table_is_that_of_the_committed_results() -> None:
-    process = subprocess.run([sys.executable, "scripts/readme_tables.py", "--check"], cwd=ROOT, check=False)
+@pytest.mark.parametrize("script", ["readme_tables.py", "evaluation_tables.py"])
+def test_the_tables_are_those_of_the_committed_results(script: str) -> None:
+    process = subprocess.run([sys.executable, f"scripts/{script}", "--check"], cwd=ROOT, check=False)
     assert process.returncode == 0
 
 
