@@ -1,20 +1,13 @@
 """Hands a compiled pipeline to Kubeflow Pipelines and starts a run of it.
 
-Everything that can be wrong is looked for before anything is created there. A pipeline is uploaded once per content:
-the name of a version is made from its bytes.
+Everything that can be wrong is looked for before anything is created there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from plmsae.artifacts.sources import is_remote
@@ -22,7 +15,8 @@ from plmsae.cluster.connection import translated
 from plmsae.cluster.images import Found, look_up, parse_reference
 from plmsae.cluster.package import Package
 from plmsae.cluster.sections import pipeline_arguments
-from plmsae.errors import DataError, UserError, did_you_mean
+from plmsae.cluster.uploads import experiment_id, identifier, silent, upload
+from plmsae.errors import UserError, did_you_mean
 from plmsae.params import ParamsFile, canonical_json, value_at
 from plmsae.stages.catalog import load_params, stages
 from plmsae.stages.components import EXAMPLE_HOST, function_name
@@ -175,12 +169,11 @@ def start(
     """
     if run_name is None:
         run_name = f"{package.version}-{hashlib.sha256(canonical_json(arguments).encode()).hexdigest()[:8]}"
-    with translated(host), _silent():
-        pipeline_id = _pipeline(client, package.name)
-        version_id, uploaded = _version(client, pipeline_id, package)
-        experiment_id = _id(client.create_experiment(experiment, namespace=_namespace(client)), "experiment_id")
+    with translated(host), silent():
+        pipeline_id, version_id, uploaded = upload(client, package)
+        in_experiment = experiment_id(client, experiment)
         run = client.run_pipeline(
-            experiment_id=experiment_id,
+            experiment_id=in_experiment,
             job_name=run_name,
             params=dict(arguments),
             pipeline_id=pipeline_id,
@@ -195,77 +188,8 @@ def start(
         version_id=version_id,
         uploaded=uploaded,
         experiment=experiment,
-        experiment_id=experiment_id,
-        run_id=_id(run, "run_id"),
+        experiment_id=in_experiment,
+        run_id=identifier(run, "run_id"),
         run_name=run_name,
         arguments=dict(arguments),
     )
-
-
-def _pipeline(client: Any, name: str) -> str:
-    """Id of the pipeline; an empty one is created, so that every version of it has the name of its content."""
-    import kfp_server_api
-
-    def find() -> str | None:
-        found = client.list_pipelines(page_size=100, filter=_named(name), namespace=_namespace(client)).pipelines
-        return next((_id(item, "pipeline_id") for item in found or () if item.display_name == name), None)
-
-    if (known := find()) is not None:
-        return known
-    pipeline = kfp_server_api.V2beta1Pipeline(display_name=name, namespace=_namespace(client))
-    try:
-        return _id(client.pipelines.pipeline_service_create_pipeline(pipeline=pipeline), "pipeline_id")
-    except kfp_server_api.ApiException as error:
-        # Someone else made it a moment ago.
-        if error.status == 409 and (known := find()) is not None:
-            return known
-        raise
-
-
-def _version(client: Any, pipeline_id: str, package: Package) -> tuple[str, bool]:
-    """Id of the version with the content of `package`, and whether it was uploaded now."""
-    import kfp_server_api
-
-    def find() -> str | None:
-        found = client.list_pipeline_versions(pipeline_id, page_size=100, filter=_named(package.version))
-        versions = [item for item in found.pipeline_versions or () if item.display_name == package.version]
-        return _id(versions[0], "pipeline_version_id") if versions else None
-
-    if (known := find()) is not None:
-        return known, False
-    with tempfile.TemporaryDirectory(prefix="plmsae-") as scratch:
-        file = Path(scratch, "pipeline.yaml")
-        file.write_bytes(package.text)
-        try:
-            made = client.upload_pipeline_version(str(file), package.version, pipeline_id=pipeline_id)
-        except kfp_server_api.ApiException as error:
-            if error.status == 409 and (known := find()) is not None:
-                return known, False
-            raise
-    return _id(made, "pipeline_version_id"), True
-
-
-def _named(name: str) -> str:
-    # 1 is EQUALS in KFP's filter.proto.
-    return json.dumps({"predicates": [{"operation": 1, "key": "display_name", "stringValue": name}]})
-
-
-def _namespace(client: Any) -> str | None:
-    return client.get_user_namespace() or None
-
-
-def _id(answer: Any, name: str) -> str:
-    value = getattr(answer, name, None)
-    if not isinstance(value, str) or not value:
-        raise DataError(
-            f"the answer of Kubeflow Pipelines holds no {name}",
-            fix="look whether a proxy stands before it; it must be Kubeflow Pipelines 2",
-        )
-    return value
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep what KFP's client prints off the screen: standard output is ours, and may be JSON."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from plmsae.commands.compiling import add_compile_arguments, add_skip_argument, compiled
 
 if TYPE_CHECKING:
     from plmsae.cluster.finding import Finding
@@ -25,21 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("pipeline", help="name of a pipeline, e.g. train")
     parser.add_argument("--host", help="address of Kubeflow Pipelines (KFP_HOST)")
-    parser.add_argument("--image", help="image of the tasks, REPOSITORY@sha256:DIGEST (PLMSAE_IMAGE)")
-    parser.add_argument("--gpu-image", help="image of the tasks with a GPU (PLMSAE_GPU_IMAGE, or --image)")
-    parser.add_argument("--state-claim", default="", help="volume claim for checkpoints, e.g. plmsae-state (none)")
-    parser.add_argument("--placement", type=Path, help="YAML file: kind of GPU, nodes, spot pool (the pool of k8s/)")
-    parser.add_argument("--allow-tag", action="store_true", help="accept an image by tag; nothing is cached then")
+    add_compile_arguments(parser)
     parser.add_argument(
         "--check", action="store_true", help="look for everything that the run needs, and create nothing"
     )
-    parser.add_argument(
-        "--skip",
-        action="append",
-        default=[],
-        choices=["images", "data", "registry", "settings"],
-        help="do not look for these before the run: images, data in buckets, MLflow, settings of the namespace",
-    )
+    add_skip_argument(parser)
     parser.add_argument("--no-image-check", action="store_true", help="the same as --skip images")
     parser.add_argument("--package", type=Path, help="submit this compiled pipeline as it is")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (params.yaml)")
@@ -151,11 +142,7 @@ def _looked_for(
 
 def _package(args: argparse.Namespace, params: ParamsFile) -> Package:
     """The package of the command line: read, or compiled for its images."""
-    from plmsae.cluster.compile import compile_pipeline
-    from plmsae.cluster.package import parse_package, read_package
-    from plmsae.cluster.placement import read_placement
-    from plmsae.cluster.ranks import ranks
-    from plmsae.cluster.submit import pinned
+    from plmsae.cluster.package import read_package
     from plmsae.errors import UserError
 
     if args.package:
@@ -173,24 +160,4 @@ def _package(args: argparse.Namespace, params: ParamsFile) -> Package:
                 fix=f"plmsae submit {package.name.removeprefix('plmsae-')} --package {args.package}",
             )
         return package
-    image = args.image or os.environ.get("PLMSAE_IMAGE")
-    gpu_image = args.gpu_image or os.environ.get("PLMSAE_GPU_IMAGE")
-    if not image:
-        raise UserError(
-            "no image is given",
-            where="--image, environment variable PLMSAE_IMAGE",
-            fix="pass --image REPOSITORY@sha256:DIGEST, or a compiled pipeline with --package FILE",
-        )
-    if not args.allow_tag and not args.no_image_check and "images" not in args.skip:
-        image, gpu_image = pinned(image), pinned(gpu_image) if gpu_image else None
-    text = compile_pipeline(
-        args.pipeline,
-        image=image,
-        root=Path.cwd(),
-        gpu_image=gpu_image,
-        allow_tag=args.allow_tag,
-        state_claim=args.state_claim,
-        placement=read_placement(args.placement),
-        ranks=ranks(params),
-    )
-    return parse_package(text.encode(), where=f"pipelines/{args.pipeline}.py")
+    return compiled(args, args.pipeline, params, look_up=not args.no_image_check and "images" not in args.skip)
