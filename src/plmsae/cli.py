@@ -26,6 +26,7 @@ VERBS = {
     "verify": "check every file of an output or SAE folder against its checksums",
     "compile": "compile a pipeline for Kubeflow or Argo, for your images",
     "submit": "run a pipeline on Kubeflow",
+    "schedule": "start pipelines on Kubeflow by the clock, from a file",
     "promote": "make a registered version the champion if it passes the gates",
     "rollback": "make the previous champion champion again",
     "reevaluate": "evaluate a registered SAE again where something has changed",

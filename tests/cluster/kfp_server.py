@@ -1,9 +1,10 @@
 """A stand-in for the API server of Kubeflow Pipelines: real HTTP, and the checks of the real one.
 
 The answers and refusals follow backend/src/apiserver of kubeflow/pipelines (pipeline_server.go,
-pipeline_upload_server.go, run_server.go, template/v2_template.go): what is uploaded must parse as a PipelineSpec, the
-parameters of a run must have the declared types, none may be missing and none too many. It runs nothing: a test
-scripts how a run goes on.
+pipeline_upload_server.go, run_server.go, job_server.go, the converter of a Job, template/v2_template.go): what is
+uploaded must parse as a PipelineSpec, the parameters of a run must have the declared types, none may be missing and
+none too many; a recurring run needs a name, which several may share, times that can be read, and 1 to 10 runs at once.
+It runs nothing: a test scripts how a run goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import itertools
 import json
 import ssl
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,13 +49,19 @@ class RefusalError(Exception):
 
 @dataclass
 class Fault:
-    """What the server does in place of answering requests whose path contains `path`."""
+    """What the server does in place of answering requests whose path contains `path`.
+
+    So many as `spared` are answered before. With `after` the server does what is asked, and only the answer is lost.
+    """
 
     path: str
     status: int
     body: bytes = HTML
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "text/html"})
     times: int = 10**9
+    methods: tuple[str, ...] = ("GET", "POST", "DELETE")
+    spared: int = 0
+    after: bool = False
 
 
 @dataclass
@@ -71,6 +79,12 @@ class State:
     packages: dict[str, bytes] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recurring: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # After every request that may write: name -> how many recurring runs of it are enabled.
+    enabled: list[dict[str, int]] = field(default_factory=list)
+    # Called with method and path before a request is answered, so that somebody else can act just there.
+    before: Callable[[str, str], None] = lambda *_: None
+    max_page_size: int = 200
     looks: dict[str, int] = field(default_factory=dict)
     counter: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -120,13 +134,23 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._handle(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
+    def do_DELETE(self) -> None:
+        self._handle(b"")
+
     def _handle(self, body: bytes) -> None:
         parts = urlsplit(self.path)
         self.state.requests.append((self.command, parts.path))
+        self.state.before(self.command, parts.path)
+        lost = None
         for fault in self.state.faults:
-            if fault.path in parts.path and fault.times > 0:
+            if fault.path in parts.path and self.command in fault.methods and fault.times > 0:
+                if fault.spared > 0:
+                    fault.spared -= 1
+                    continue
                 fault.times -= 1
-                return self._send(fault.status, fault.body, fault.headers)
+                if not fault.after:
+                    return self._send(fault.status, fault.body, fault.headers)
+                lost = fault
         try:
             if self.state.token and self.headers.get("Authorization") != f"Bearer {self.state.token}":
                 raise RefusalError(401, "Request header error: there is no user identity header.")
@@ -134,6 +158,13 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self._route(parts.path.removeprefix(API), query, body)
         except RefusalError as refusal:
             return self._send(refusal.status, json.dumps(refusal.body).encode(), {"Content-Type": "application/json"})
+        if self.command != "GET":
+            on = Counter(
+                item.get("display_name") for item in self.state.recurring.values() if item.get("mode") == "ENABLE"
+            )
+            self.state.enabled.append(dict(on))
+        if lost:
+            return self._send(lost.status, lost.body, lost.headers)
         return self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -163,8 +194,28 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._upload(query, body)
             case "POST", ["runs"]:
                 return self._run(json.loads(body))
+            case "GET", ["runs"]:
+                newest = dict(reversed(state.runs.items())) if query.get("sort_by") == "created_at desc" else state.runs
+                return self._listed("runs", newest, query, query.get("namespace"))
             case "GET", ["runs", run_id]:
                 return self._look(run_id)
+            case "GET", ["recurringruns"]:
+                return self._listed("recurringRuns", state.recurring, query, query.get("namespace"))
+            case "POST", ["recurringruns"]:
+                return self._create_recurring(json.loads(body))
+            case "POST", ["recurringruns", target] if target.endswith((":enable", ":disable")):
+                recurring_run_id, _, verb = target.partition(":")
+                item = self._recurring(recurring_run_id)
+                item |= {"mode": verb.upper(), "status": f"{verb.upper()}D"}
+                return {}
+            case "DELETE", ["recurringruns", recurring_run_id]:
+                self._recurring(recurring_run_id)
+                del state.recurring[recurring_run_id]
+                if query.get("propagation_policy") != "ORPHAN":
+                    for run in state.runs.values():
+                        if run.get("recurring_run_id") == recurring_run_id:
+                            run["state"] = "CANCELED"
+                return {}
         raise RefusalError(404, "Not Found")
 
     def _need_namespace(self, namespace: str | None) -> None:
@@ -177,9 +228,15 @@ class _Handler(BaseHTTPRequestHandler):
         if query.get("filter"):
             for predicate in json.loads(query["filter"])["predicates"]:
                 assert predicate["operation"] == 1
-                found = [item for item in found if item[predicate["key"]] == predicate["stringValue"]]
+                found = [item for item in found if item.get(predicate["key"]) == predicate["stringValue"]]
+        # A token goes with the filter of the page before.
+        begin, _, filtered = query.get("page_token", "0:" + query.get("filter", "")).partition(":")
+        if filtered != query.get("filter", ""):
+            raise RefusalError(400, "Invalid input error: page token does not match the supplied filtering criteria")
+        end = int(begin) + min(int(query.get("page_size", 0)) or 20, self.state.max_page_size)
+        more = {"next_page_token": f"{end}:{filtered}"} if end < len(found) else {}
         # The gateway leaves an empty list out.
-        return {name: found, "total_size": len(found)} if found else {}
+        return {name: found[int(begin) : end], "total_size": len(found), **more} if found else {}
 
     def _create(self, kind: str, items: dict[str, Any], given: dict[str, Any]) -> Any:
         self._need_namespace(given.get("namespace"))
@@ -227,6 +284,41 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.runs[run_id] = {**given, "run_id": run_id, "state": "PENDING"}
         return self.state.runs[run_id]
 
+    def _create_recurring(self, given: dict[str, Any]) -> Any:
+        failed = "Failed to create a recurring run: "
+        if not given.get("display_name"):
+            raise RefusalError(400, failed + "Invalid input error: Recurring run name is empty.")
+        experiment = self.state.experiments.get(given.get("experiment_id", ""))
+        if experiment is None:
+            raise RefusalError(404, failed + "ResourceNotFoundError: Experiment not found")
+        self._need_namespace(experiment.get("namespace"))
+        reference = given.get("pipeline_version_reference") or {}
+        version = self.state.versions.get(reference.get("pipeline_version_id", ""))
+        if version is None or version["pipeline_id"] != reference.get("pipeline_id"):
+            raise RefusalError(404, failed + "ResourceNotFoundError: PipelineVersion not found")
+        if not 1 <= int(given.get("max_concurrency") or 0) <= 10:
+            raise RefusalError(400, failed + "Max concurrency of a recurring run must be at least 1 and at most 10")
+        check_trigger(given.get("trigger") or {})
+        parameters = (given.get("runtime_config") or {}).get("parameters") or {}
+        check_parameters(_parse(self.state.packages[reference["pipeline_version_id"]]), parameters)
+        recurring_run_id = self.state.new_id("recurring")
+        enabled = given.get("mode") == "ENABLE"
+        self.state.recurring[recurring_run_id] = {
+            **given,
+            "max_concurrency": str(given["max_concurrency"]),  # an int64, which protocol buffers quote in JSON
+            "recurring_run_id": recurring_run_id,
+            "mode": "ENABLE" if enabled else "DISABLE",
+            "status": "ENABLED" if enabled else "DISABLED",
+            "namespace": experiment.get("namespace", ""),
+            "created_at": "2026-01-01T00:00:00Z",
+        }
+        return self.state.recurring[recurring_run_id]
+
+    def _recurring(self, recurring_run_id: str) -> dict[str, Any]:
+        if recurring_run_id not in self.state.recurring:
+            raise RefusalError(404, f"ResourceNotFoundError: Recurring run {recurring_run_id} not found")
+        return self.state.recurring[recurring_run_id]
+
     def _look(self, run_id: str) -> Any:
         if run_id not in self.state.runs:
             raise RefusalError(404, f"Failed to get a run: ResourceNotFoundError: Run {run_id} not found")
@@ -252,6 +344,28 @@ def _parse(text: bytes) -> pipeline_spec_pb2.PipelineSpec:
     if spec.schema_version != "2.1.0" or not spec.pipeline_info.name:
         raise RefusalError(400, "KFP only supports schema version 2.1.0", upload=True)
     return spec
+
+
+def check_trigger(trigger: dict[str, Any]) -> None:
+    """What the backend takes for times: robfig/cron 1, five or six fields of which the first are seconds."""
+    if "cron_schedule" in trigger:
+        fields = trigger["cron_schedule"].get("cron", "").split()
+        bounds = [(0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6)]
+        try:
+            if len(fields) not in (5, 6):
+                raise ValueError(f"Expected 5 to 6 fields, found {len(fields)}")
+            for text, (low, high) in zip(fields, bounds, strict=False):
+                for part in text.split(","):
+                    span, _, step = part.partition("/")
+                    ends = [low, high] if span == "*" else [int(end) for end in span.split("-")]
+                    if not low <= ends[0] <= ends[-1] <= high or int(step or 1) < 1:
+                        raise ValueError(f"{part} is out of {low}-{high}")
+        except ValueError as error:
+            raise RefusalError(400, f"Schedule cron is not a supported format. Error: {error}") from error
+    if "periodic_schedule" in trigger:
+        seconds = int(trigger["periodic_schedule"].get("interval_second", 0))
+        if seconds < 1:
+            raise RefusalError(400, f"Found invalid period schedule interval {seconds}")
 
 
 def check_parameters(spec: pipeline_spec_pb2.PipelineSpec, given: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ def compiled(args: argparse.Namespace, pipeline: str, params: ParamsFile, *, loo
         raise UserError(
             "no image is given",
             where="--image, environment variable PLMSAE_IMAGE",
-            fix="pass --image REPOSITORY@sha256:DIGEST, or a compiled pipeline with --package FILE",
+            fix="pass --image REPOSITORY@sha256:DIGEST, or name a package that is compiled already",
         )
     if not args.allow_tag and look_up:
         image, gpu_image = pinned(image), pinned(gpu_image) if gpu_image else None
