@@ -1,6 +1,7 @@
 """What every task of a pipeline gets beside its inputs: resources, nodes, retries, limits, environment, caching."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from plmsae.cluster.launch import NAMESPACE_VARIABLE, TRAIN_JOB_VARIABLE
 from plmsae.cluster.placement import SECTION, Placement
 from plmsae.cluster.ranks import ranks
 from plmsae.cluster.sections import pipeline_arguments
-from plmsae.cluster.tasks import REGISTRY, RETRIES, SECRETS, SETTINGS, SETTINGS_MAP, USER
+from plmsae.cluster.tasks import REGISTRY, RETRIES, SECRETS, SETTINGS, SETTINGS_MAP, USER, WEBHOOK_SECRET
 from plmsae.cluster.train_job import TrainJobSettings
 from plmsae.errors import UserError
 from plmsae.params import ParamsFile, canonical_json, validate
@@ -23,6 +24,7 @@ _PARAMS = Path(__file__).parents[1] / "params.yaml"
 IMAGE_ANNOTATION = "plmsae.io/image"
 STATE_FOLDER = "/state"
 _PLACEMENT = validate(Placement, json.loads(PLACEMENT), section=SECTION)
+MAX_PARALLEL = _PLACEMENT.max_parallel
 _RANKS = {**ranks(ParamsFile(_PARAMS)), **json.loads(RANKS)}
 
 
@@ -49,6 +51,8 @@ def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
         task.set_env_variable(STATE_VARIABLE, STATE_FOLDER)
     if stage.side_effects:
         _identified(task)
+    if stage.notifies:
+        _secrets(task, WEBHOOK_SECRET)
     # Kubeflow repeats a task whatever its exit code: few and soon, since a wrong parameter is repeated as well.
     number, first, longest = RETRIES[need.retry]
     if number:
@@ -96,9 +100,18 @@ def _launching(task: dsl.PipelineTask, stage: Stage, num_nodes: int, num_process
     kubernetes.use_field_path_as_env(task, NAMESPACE_VARIABLE, "metadata.namespace")
 
 
-def configure_exit(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Give the exit task the little that it needs."""
-    task.set_cpu_request("100m").set_cpu_limit("1").set_memory_request("256Mi").set_memory_limit("512Mi")
+def configure_exit(task: dsl.PipelineTask, *, tells: bool = False) -> dsl.PipelineTask:
+    """Give the exit task the little that it needs.
+
+    Args:
+        task: The task.
+        tells: Whether it tells the webhook of a failure; it looks into the registry then.
+    """
+    memory = "1Gi" if tells else "512Mi"
+    task.set_cpu_request("100m").set_cpu_limit("1").set_memory_request("256Mi").set_memory_limit(memory)
+    if tells:
+        _identified(task)
+        _secrets(task, WEBHOOK_SECRET)
     return _in_namespace(task.set_caching_options(False), 1)
 
 
@@ -125,6 +138,10 @@ def _in_namespace(task: dsl.PipelineTask, timeout_hours: int) -> dsl.PipelineTas
     # Without a registry a task would register into its own container and lose it, so this one is not optional.
     kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {REGISTRY: REGISTRY})
     kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {name: name for name in SETTINGS}, optional=True)
-    for secret, names in SECRETS.items():
-        kubernetes.use_secret_as_env(task, secret, {name: name for name in names}, optional=True)
+    _secrets(task, SECRETS)
     return task
+
+
+def _secrets(task: dsl.PipelineTask, secrets: Mapping[str, Sequence[str]]) -> None:
+    for secret, names in secrets.items():
+        kubernetes.use_secret_as_env(task, secret, {name: name for name in names}, optional=True)

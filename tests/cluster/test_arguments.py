@@ -47,7 +47,9 @@ def tasks(spec: pipeline_spec_pb2.PipelineSpec, arguments: dict[str, Any]) -> It
             values = {}
             for name, source in task.inputs.parameters.items():
                 if source.component_input_parameter:
-                    values[name] = given[source.component_input_parameter]
+                    # What comes from a task, or from a loop's item, is known to the run only.
+                    if source.component_input_parameter in given:
+                        values[name] = given[source.component_input_parameter]
                 elif source.HasField("runtime_value"):
                     values[name] = plain(source.runtime_value.constant)
             component = spec.components[task.component_ref.name]
@@ -105,11 +107,38 @@ def test_a_sweep_gets_its_grid_and_what_its_members_inherit(kfp: KfpServer, swee
     file = ParamsFile(ROOT / "params.yaml", [*SOURCE[1::2], *changes])
     assert "sweep" in got
     assert "train_sae" not in got
+    laid_out = resolve_params(stages()["sweep_pairs"], got["sweep_pairs"])
+    report = resolve_params(stages()["sweep_report"], got["sweep_report"])
     for stage_id, values in got.items():
         stage = stages()[stage_id]
+        if stage_id in ("extract_activations", "sweep", "sweep_pairs", "sweep_report"):
+            continue
         assert params_sha256(resolve_params(stage, values)) == params_sha256(load_params(file, stage)), stage_id
-    members = resolve_params(stages()["sweep"], got["sweep"]).members()  # type: ignore[attr-defined]
+    (only,) = laid_out.pairs()  # type: ignore[attr-defined]
+    assert report.pairs() == [only]  # type: ignore[attr-defined]
+    assert only.sweep == load_params(file, stages()["sweep"])
+    members = only.sweep.members()
     assert [(member.k, member.tokens, member.seed) for member in members.values()] == [(16, 2000, 0), (16, 2000, 1)]
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_sweep_over_layers_and_architectures_is_laid_out_as_it_was_asked_for(
+    kfp: KfpServer, sweep_file: Path
+) -> None:
+    changes = ("sweep_pairs.layers=[2, 3]", "sweep_pairs.architectures=[topk, relu]", "train_sae.tokens=1000")
+    assert submit_sweep(kfp, sweep_file, *changes, "sweep.grid={k: [8, 16], penalty: [0.1]}") == 0
+    (run,) = kfp.state.runs.values()
+    (package,) = kfp.state.packages.values()
+    spec = json_format.ParseDict(next(yaml.safe_load_all(package)), pipeline_spec_pb2.PipelineSpec())
+    got = dict(tasks(spec, run["runtime_config"]["parameters"]))
+    found = resolve_params(stages()["sweep_pairs"], got["sweep_pairs"]).pairs()  # type: ignore[attr-defined]
+    shown = [(pair.layer, pair.architectures, list(pair.sweep.members())) for pair in found]
+    assert shown == [
+        (layer, (name,), members)
+        for layer in (2, 3)
+        for name, members in (("topk", ["k8", "k16"]), ("relu", ["relu-penalty0.1"]))
+    ]
+    assert {member.tokens for pair in found for member in pair.sweep.members().values()} == {1000}
 
 
 @pytest.mark.usefixtures("registry")
@@ -117,7 +146,9 @@ def test_a_sweep_gets_its_grid_and_what_its_members_inherit(kfp: KfpServer, swee
     ("change", "words"),
     [
         ("sweep.grid={kk: [1]}", "unknown parameter 'kk'"),
-        ("sweep.grid={penalty: [0.1]}", "no architecture of the grid takes 'penalty'"),
+        ("sweep.grid={penalty: [0.1]}", "none of topk takes 'penalty'"),
+        ("sweep_pairs.layers=[1, 1]", "1 stands twice"),
+        ("sweep_pairs.architectures=[topkk]", "topkk"),
         ("steer.latent=3", "no stage that reads 'steer.latent'"),
         ("train_sae.sequences=mine.parquet", "'sweep.train_sae.sequences' = 'mine.parquet' is of this machine"),
     ],

@@ -201,8 +201,10 @@ def test_the_sweep_has_a_gpu_checkpoints_and_its_grid_in_the_form() -> None:
     assert not {"register", "report-outcome"} & cached
     form = specification["root"]["inputDefinitions"]["parameters"]
     assert {name for name, field in form.items() if not field.get("isOptional")} == {"source", "source_sha256"}
-    arguments = pipeline_arguments(ParamsFile(ROOT / "params.yaml"), ["sweep"])
+    arguments = pipeline_arguments(ParamsFile(ROOT / "params.yaml"), ["sweep", "sweep_pairs"])
     assert {name: form[name]["defaultValue"] for name in arguments} == arguments
+    assert (arguments["layers"], arguments["architectures"]) == ([3], ["topk"])
+    assert {form[name]["parameterType"] for name in ("layers", "architectures")} == {"LIST"}
     assert form["grid"]["parameterType"] == "STRING"
     assert all(field["description"] for field in form.values())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.containers.image import base_image, build
+from tests.containers.pipeline_run import ContainerRun, run_pipeline, wait_for
 from tests.containers.podman import Podman, service, why_not, write_config
+from tests.s3server import free_port
+from tests.workspace import call, environment, make_workspace
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +53,37 @@ def open_umask() -> Iterator[None]:
     previous = os.umask(0)
     yield
     os.umask(previous)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which `dvc repro` trained the SAE."""
+    root = make_workspace(tmp_path_factory.mktemp("dvc") / "work")
+    call(root, "dvc", "repro", "train_sae")
+    return root
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow server on this host; artifacts go through it."""
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
+    server = subprocess.Popen(
+        command, cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        wait_for(f"{uri}/health", server)
+        yield uri
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    image: str, docker_host: str, workspace: Path, registry: str, tmp_path_factory: pytest.TempPathFactory
+) -> ContainerRun:
+    """The training pipeline in containers: version 1 of its SAE is in the registry."""
+    return run_pipeline(image, tmp_path_factory.mktemp("containers"), workspace, registry)

@@ -47,6 +47,36 @@ def kfp_checksums(specification: dict[str, Any]) -> set[Port]:
     }
 
 
+def flattened(specification: dict[str, Any]) -> tuple[set[Port], set[Port]]:
+    """The artifacts, and the values, that tasks get from other tasks, through the graphs in which they stand.
+
+    The item of a loop counts as what the loop goes over.
+    """
+    artifacts: set[Port] = set()
+    values: set[Port] = set()
+
+    def walk(dag: dict[str, Any], given: dict[str, str | None]) -> None:
+        for task, description in dag["tasks"].items():
+            found: dict[str, str | None] = {}
+            for kind in ("artifacts", "parameters"):
+                for name, source in description.get("inputs", {}).get(kind, {}).items():
+                    produced = source.get("taskOutputArtifact") or source.get("taskOutputParameter") or {}
+                    outer = source.get("componentInputArtifact") or source.get("componentInputParameter")
+                    found[name] = produced.get("producerTask") or given.get(outer)
+            if loop := description.get("parameterIterator"):
+                found[loop["itemInput"]] = found[loop["items"]["inputParameter"]]
+            component = specification["components"][description["componentRef"]["name"]]
+            if "dag" in component:
+                walk(component["dag"], found)
+                continue
+            inputs = description.get("inputs", {})
+            artifacts.update((found[n], task, n) for n in inputs.get("artifacts", {}) if found[n])  # type: ignore[misc]
+            values.update((found[n], task, n) for n in inputs.get("parameters", {}) if found[n])  # type: ignore[misc]
+
+    walk(specification["root"]["dag"], {})
+    return artifacts, values
+
+
 def dvc_edges(root: Any, *target: str) -> set[tuple[str, str]]:
     """(producer, consumer) from DVC's own picture of the graph, or of what a target needs."""
     dot = call(root, "dvc", "dag", "--dot", *target).stdout

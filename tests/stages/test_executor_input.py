@@ -166,7 +166,7 @@ def test_a_raw_file_must_be_named_by_its_bytes(tmp_path: Path) -> None:
 def test_knobs_have_plain_types() -> None:
     for item in stages().values():
         for name in item.knobs:
-            assert knob_type(item.params.model_fields[name].annotation) in (str, int, float, bool)
+            assert knob_type(item.params.model_fields[name].annotation) in (str, int, float, bool, list)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plmsae.params import ParamsFile
-from plmsae.stages.catalog import load_params, stages
+from plmsae.stages.catalog import section_values, stages
 
 TRAINING = "train_sae"
 
@@ -18,7 +18,7 @@ def ranks(file: ParamsFile) -> dict[str, tuple[int, int]]:
     for stage in stages().values():
         inherits = TRAINING in stage.inherits
         if (inherits or stage.section == TRAINING) and stage.section in file.data:
-            values = load_params(file, stage).model_dump()
+            values = section_values(file, stage)
             training = values[TRAINING] if inherits else values
             found[stage.section] = (training["num_nodes"], training["num_processes"])
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from plmsae.errors import UserError
 from plmsae.params import ParamsFile, canonical_json
-from plmsae.stages.catalog import load_params, sections, stages, stages_of
+from plmsae.stages.catalog import load_params, section_values, sections, stages, stages_of
 from plmsae.stages.components import function_name
 from plmsae.stages.executor_input import PARAMS, knob_value
 from plmsae.stages.spec import Stage
@@ -32,11 +32,18 @@ def pipeline_arguments(file: ParamsFile, stage_ids: Sequence[str] | None = None)
     file.check_sections(sections())
     arguments: dict[str, Any] = {}
     owners: dict[str, Stage] = {}
-    for stage in (stages_of("train") if stage_ids is None else {name: stages()[name] for name in stage_ids}).values():
-        values = load_params(file, stage).model_dump(mode="json")
+    chosen = (stages_of("train") if stage_ids is None else {name: stages()[name] for name in stage_ids}).values()
+    replaced = {name for stage in chosen for name in stage.replaces}
+    laid_out = {name for stage in chosen for name in stage.wired if name in stage.inherits}
+    for stage in chosen:
+        laid = stage.id in laid_out
+        values = section_values(file, stage) if laid else load_params(file, stage).model_dump(mode="json")
+        if stage.repeats and "source" in stage.knobs:
+            values["source"] = values["source"] or values["stages"]["ingest"]["source"]
         for name in stage.knobs:
-            value = knob_value(values[name])
-            del values[name]
+            value = knob_value(values.pop(name))
+            if name in stage.wired or name in replaced:
+                continue
             if name in owners and arguments.get(name) != value:
                 other = owners[name]
                 raise UserError(
@@ -47,5 +54,6 @@ def pipeline_arguments(file: ParamsFile, stage_ids: Sequence[str] | None = None)
                 )
             owners[name] = stage
             arguments[name] = value
-        arguments[f"{function_name(stage)}_{PARAMS}"] = canonical_json(values)
+        if values or not stage.wired:
+            arguments[f"{function_name(stage)}_{PARAMS}"] = canonical_json(values)
     return arguments
