@@ -82,8 +82,8 @@ class State:
     recurring: dict[str, dict[str, Any]] = field(default_factory=dict)
     # After every request that may write: name -> how many recurring runs of it are enabled.
     enabled: list[dict[str, int]] = field(default_factory=list)
-    # Called with method and path before a request is answered, so that somebody else can act just there.
-    before: Callable[[str, str], None] = lambda *_: None
+    # Called with method, path and Authorization before a request is answered, so that somebody else can act just there.
+    before: Callable[[str, str, str], None] = lambda *_: None
     max_page_size: int = 200
     looks: dict[str, int] = field(default_factory=dict)
     counter: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self, body: bytes) -> None:
         parts = urlsplit(self.path)
         self.state.requests.append((self.command, parts.path))
-        self.state.before(self.command, parts.path)
+        self.state.before(self.command, parts.path, self.headers.get("Authorization", ""))
         lost = None
         for fault in self.state.faults:
             if fault.path in parts.path and self.command in fault.methods and fault.times > 0:

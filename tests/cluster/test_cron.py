@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plmsae.cluster.cron import parse_cron
@@ -91,6 +91,7 @@ def test_a_leap_day_after_a_century_without_one() -> None:
     assert parse_cron("0 0 29 2 *").next_after(datetime(2096, 3, 1, tzinfo=UTC)) == datetime(2104, 2, 29, tzinfo=UTC)
 
 
+@settings(max_examples=30)
 @given(st.frozensets(st.integers(0, 59), min_size=1), st.frozensets(st.integers(0, 23), min_size=1), st.integers(0, 6))
 def test_no_minute_is_left_out(minutes: frozenset[int], hours: frozenset[int], weekday: int) -> None:
     """Against every minute of the week, one after the other."""

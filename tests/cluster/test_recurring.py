@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -232,7 +236,8 @@ def test_two_who_apply_at_once_leave_one(kfp: KfpServer, client: Any, there: Wan
             make_so(another, kfp.host, theirs)
 
     def first() -> None:
-        kfp.state.recurring.clear()
+        for held in (kfp.state.recurring, kfp.state.pipelines, kfp.state.versions, kfp.state.experiments):
+            held.clear()
         if there:
             item = {"mode": "ENABLE", **_record(kfp, client, there)}
             kfp.state.recurring[item["recurring_run_id"]] = item
@@ -246,7 +251,71 @@ def test_two_who_apply_at_once_leave_one(kfp: KfpServer, client: Any, there: Wan
         assert item["mode"] == "ENABLE"
         assert item["runtime_config"]["parameters"] in (NEW.arguments, theirs.arguments)
         assert at_most_one_enabled(kfp)
-    assert places >= 7
+    assert places >= 10
+    make_so(client, kfp.host, NEW)
+    assert is_what(kfp, NEW)
+
+
+class Turns:
+    """Lets one of several clients make one request at a time, in an order that is drawn."""
+
+    def __init__(self, seed: int, *names: str) -> None:
+        self._random, self._changed = random.Random(seed), threading.Condition()
+        self._running, self._waiting, self._next = set(names), set[str](), ""
+
+    def wait(self, _method: str, _path: str, authorization: str) -> None:
+        name = authorization.removeprefix("Bearer ")
+        with self._changed:
+            self._waiting.add(name)
+            while self._next != name:
+                if not self._next and self._waiting == self._running:
+                    self._next = self._random.choice(sorted(self._waiting))
+                    self._changed.notify_all()
+                else:
+                    assert self._changed.wait(60)
+            self._waiting.remove(name)
+            self._next = ""
+
+    def leave(self, name: str) -> None:
+        with self._changed:
+            self._running.remove(name)
+            self._changed.notify_all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_two_who_apply_request_by_request_leave_one(
+    kfp: KfpServer, client: Any, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    make_so(client, kfp.host, OLD)
+    turns = Turns(seed, "one", "other")
+    given_up: list[str] = []
+
+    def work(name: str, theirs: Any, asked: Wanted) -> None:
+        try:
+            make_so(theirs, kfp.host, asked)
+        except TryAgainError as error:
+            given_up.append(error.problem)
+        finally:
+            turns.leave(name)
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # both silence it at once
+    with contextlib.ExitStack() as stack:
+        threads = []
+        for name, asked in (("one", NEW), ("other", NEW if seed % 2 else OTHER)):
+            monkeypatch.setenv("KFP_TOKEN", name)
+            theirs = stack.enter_context(connect(kfp.host))
+            threads.append(threading.Thread(target=work, args=(name, theirs, asked)))
+        kfp.state.before = turns.wait
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        kfp.state.before = lambda *_: None
+    assert at_most_one_enabled(kfp)
+    assert all("changed by somebody else" in problem for problem in given_up)
+    assert len(given_up) < 2
+    (item,) = recurring(kfp)
+    assert item["mode"] == "ENABLE"
     make_so(client, kfp.host, NEW)
     assert is_what(kfp, NEW)
 
@@ -266,16 +335,18 @@ def _record(kfp: KfpServer, client: Any, asked: Wanted) -> dict[str, Any]:
 def test_doubles_are_removed_by_the_next_who_applies(kfp: KfpServer, client: Any) -> None:
     """Both were created at once by an older plmsae, by hand, or by a server that answered too late."""
     first = make_so(client, kfp.host, OLD)
-    for _ in range(2):
-        twin = {**kfp.state.recurring[first], "recurring_run_id": kfp.state.new_id("twin")}
+    for created in ("2025-12-31T00:00:00Z", "2025-12-30T00:00:00Z", "2025-12-30T00:00:00Z"):
+        twin = {**kfp.state.recurring[first], "recurring_run_id": kfp.state.new_id("twin"), "created_at": created}
         kfp.state.recurring[twin["recurring_run_id"]] = twin
-    assert planned(OLD, listed(client)) == Change(NAME, "tidy", ("3 of this name",))
-    make_so(client, kfp.host, OLD)
+    # Whoever looks keeps the same one, in whatever order the server lists them.
+    oldest = min(item["recurring_run_id"] for item in recurring(kfp) if "12-30" in item["created_at"])
+    assert planned(OLD, listed(client)) == Change(NAME, "tidy", ("4 of this name",))
+    assert make_so(client, kfp.host, OLD) == oldest
     assert is_what(kfp, OLD)
 
 
 def test_one_who_never_stops_to_undo_it_is_given_up(kfp: KfpServer, client: Any) -> None:
-    def undo(method: str, path: str) -> None:
+    def undo(method: str, path: str, _: str) -> None:
         if path.endswith(":enable"):
             kfp.state.recurring.clear()
 

@@ -198,7 +198,7 @@ def delete(client: Any, recurring_run_id: str) -> None:
     import kfp_server_api
 
     try:
-        # Without it, Kubernetes deletes the runs as well (kubeflow/pipelines issue 12573). Servers before 2.16 do not
+        # Without it, Kubernetes deletes the runs as well (kubeflow/pipelines issue 12573). Servers to 2.15.0 do not
         # know it and delete them.
         client._recurring_run_api.recurring_run_service_delete_recurring_run(
             recurring_run_id=recurring_run_id, propagation_policy="ORPHAN"

@@ -80,7 +80,7 @@ def statuses(
                 Status(
                     name=name,
                     pipeline=item.version,
-                    times=item.trigger.cron or f"every {item.trigger.seconds} s",
+                    times=_times(item, wanted.get(name)),
                     enabled=item.enabled,
                     last_run=f"{_text(run.created_at)} {str(run.state or 'PENDING').lower()}" if run else None,
                     next_run=_text(_next(item, run, moment)) if item.enabled else None,
@@ -103,6 +103,13 @@ def _drift(wanted: Wanted | None, items: Sequence[Recurring], *, packages: bool)
     if items[-1].enabled != wanted.schedule.enabled:
         found.append("enabled on the server" if items[-1].enabled else "disabled on the server")
     return found
+
+
+def _times(item: Recurring, wanted: Wanted | None) -> str:
+    """In the words of the file if they mean the same."""
+    if wanted and item.trigger == wanted.trigger:
+        return wanted.schedule.shown
+    return f"{item.trigger.cron} UTC" if item.trigger.cron else f"every {item.trigger.seconds}s"
 
 
 def _last_run(client: Any, recurring_run_id: str) -> Any | None:
@@ -129,7 +136,7 @@ def _next(item: Recurring, run: Any | None, now: datetime) -> datetime | None:
     if trigger.cron:
         seconds, _, five = trigger.cron.partition(" ")
         try:
-            after = max(now, trigger.start - timedelta(minutes=1)) if trigger.start else now
+            after = max(now, trigger.start - timedelta(microseconds=1)) if trigger.start else now
             due = parse_cron(five).next_after(after) if seconds == "0" else None
         except ValueError:
             due = None

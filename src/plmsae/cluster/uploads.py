@@ -31,7 +31,19 @@ def upload(client: Any, package: Package) -> tuple[str, str, bool]:
 
 def experiment_id(client: Any, name: str) -> str:
     """Id of an experiment, which is created if there is none."""
-    return identifier(client.create_experiment(name, namespace=namespace_of(client)), "experiment_id")
+    import kfp_server_api
+
+    def create() -> Any:
+        return client.create_experiment(name, namespace=namespace_of(client))
+
+    try:
+        found = create()
+    except kfp_server_api.ApiException as error:
+        if error.status != 409:
+            raise
+        # Someone else made it a moment ago; it is looked for before it is created.
+        found = create()
+    return identifier(found, "experiment_id")
 
 
 def identifier(answer: Any, name: str) -> str:

@@ -123,7 +123,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"host": host, "schedules": [line.record() for line in lines]}, sort_keys=True))
         return 0
-    header = ("NAME", "PIPELINE", "TIMES (UTC)", "ENABLED", "LAST RUN", "NEXT RUN", "DRIFT")
+    header = ("NAME", "PIPELINE", "TIMES", "ENABLED", "LAST RUN", "NEXT RUN", "DRIFT")
     rows = [header]
     for line in lines:
         enabled = "-" if line.enabled is None else "yes" if line.enabled else "no"
