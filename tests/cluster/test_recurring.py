@@ -116,6 +116,10 @@ def test_an_interval_is_in_seconds_and_catching_up_is_off(kfp: KfpServer, client
     assert int(item["trigger"]["periodic_schedule"]["interval_second"]) == 43200
     assert (item["no_catchup"], item["mode"]) == (True, "DISABLE")
     assert listed(client)[0].trigger == wanted(every="12h").trigger
+    for seconds, shown in (("43200", "every 12h"), ("1209600", "every 2w"), ("90", "every 90 seconds")):
+        item["trigger"]["periodic_schedule"]["interval_second"] = seconds
+        (line,) = statuses(client, kfp.host, None, {}, listed(client), packages=())
+        assert line.times == shown
 
 
 def test_what_is_unchanged_is_left_alone_and_what_is_changed_is_replaced(kfp: KfpServer, client: Any) -> None:
@@ -407,7 +411,7 @@ def test_the_server_s_refusals_are_told(kfp: KfpServer, client: Any) -> None:
 def test_status_names_drift_and_when_it_ran_and_will(kfp: KfpServer, client: Any) -> None:
     now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
-    def of(asked: Wanted | None, *, packages: bool = True) -> Any:
+    def of(asked: Wanted | None, *, packages: tuple[str, ...] = (NAME,)) -> Any:
         schedules = {} if asked is None else {NAME: asked.schedule}
         found = {} if asked is None else {NAME: asked}
         return statuses(client, kfp.host, schedules, found, listed(client), packages=packages, now=now)
@@ -418,9 +422,9 @@ def test_status_names_drift_and_when_it_ran_and_will(kfp: KfpServer, client: Any
     (line,) = of(OLD)
     assert (line.enabled, line.drift, line.last_run, line.next_run) == (True, (), None, "2026-11-22 03:30")
     assert of(wanted(9, of=CHANGED_PACKAGE))[0].drift == ("package", "k")
-    assert of(wanted(9, of=CHANGED_PACKAGE), packages=False)[0].drift == ("k",)
+    assert of(wanted(9, of=CHANGED_PACKAGE), packages=())[0].drift == ("k",)
     assert of(None)[0].drift == ("not in the file",)
-    assert statuses(client, kfp.host, None, {}, listed(client), packages=True)[0].drift is None
+    assert statuses(client, kfp.host, None, {}, listed(client), packages=())[0].drift is None
     json.dumps(line.record())
 
     for number, state in ((20, "SUCCEEDED"), (21, "RUNNING")):
@@ -459,5 +463,5 @@ def test_the_next_run_is_computed_as_the_backend_does(
     if run_at:
         kfp.state.runs["a"] = {"run_id": "a", "recurring_run_id": made, "created_at": run_at}
     now = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
-    (line,) = statuses(client, kfp.host, None, {}, listed(client), packages=True, now=now)
+    (line,) = statuses(client, kfp.host, None, {}, listed(client), packages=(), now=now)
     assert line.next_run == expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from plmsae.cluster.connection import translated
 from plmsae.cluster.cron import parse_cron
 from plmsae.cluster.recurring import Recurring, Wanted
-from plmsae.cluster.schedules import Schedule
+from plmsae.cluster.schedules import SECONDS, Schedule
 from plmsae.cluster.uploads import equals, namespace_of
 
 
@@ -48,7 +48,7 @@ def statuses(
     wanted: Mapping[str, Wanted],
     found: Sequence[Recurring],
     *,
-    packages: bool,
+    packages: Collection[str],
     now: datetime | None = None,
 ) -> list[Status]:
     """One line for every schedule of the file, and for every recurring run that plmsae made.
@@ -59,7 +59,7 @@ def statuses(
         schedules: The file; None if there is none.
         wanted: Its schedules with packages and arguments.
         found: The recurring runs of the namespace.
-        packages: Whether the packages are those that would be applied; if not, they are not compared.
+        packages: Names of those whose package is what would be applied; of others it is not compared.
         now: The present, by default the clock's.
     """
     moment = now or datetime.now(UTC)
@@ -69,7 +69,7 @@ def statuses(
             of_name.setdefault(item.name, []).append(item)
     lines = []
     for name, items in sorted(of_name.items()):
-        drift = None if schedules is None else tuple(_drift(wanted.get(name), items, packages=packages))
+        drift = None if schedules is None else tuple(_drift(wanted.get(name), items, package=name in packages))
         if not items:
             schedule = wanted[name].schedule
             lines.append(Status(name, wanted[name].package.name, schedule.shown, None, None, None, drift))
@@ -90,7 +90,7 @@ def statuses(
     return lines
 
 
-def _drift(wanted: Wanted | None, items: Sequence[Recurring], *, packages: bool) -> list[str]:
+def _drift(wanted: Wanted | None, items: Sequence[Recurring], *, package: bool) -> list[str]:
     if wanted is None:
         return ["not in the file"]
     if not items:
@@ -99,7 +99,7 @@ def _drift(wanted: Wanted | None, items: Sequence[Recurring], *, packages: bool)
         return ["made by somebody else"]
     found = [f"{len(items)} of this name"] if len(items) > 1 else []
     differences = items[-1].differences(wanted)
-    found += [item for item in differences if packages or item != "package"]
+    found += [item for item in differences if package or item != "package"]
     if items[-1].enabled != wanted.schedule.enabled:
         found.append("enabled on the server" if items[-1].enabled else "disabled on the server")
     return found
@@ -109,7 +109,11 @@ def _times(item: Recurring, wanted: Wanted | None) -> str:
     """In the words of the file if they mean the same."""
     if wanted and item.trigger == wanted.trigger:
         return wanted.schedule.shown
-    return f"{item.trigger.cron} UTC" if item.trigger.cron else f"every {item.trigger.seconds}s"
+    if item.trigger.cron:
+        return f"{item.trigger.cron} UTC"
+    seconds = item.trigger.seconds or 0
+    unit = next((unit for unit, size in SECONDS.items() if seconds % size == 0), None)
+    return f"every {seconds // SECONDS[unit]}{unit}" if unit else f"every {seconds} seconds"
 
 
 def _last_run(client: Any, recurring_run_id: str) -> Any | None:

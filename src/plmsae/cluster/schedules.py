@@ -20,7 +20,8 @@ SCHEDULES_FILE = Path("pipelines/schedules.yaml")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KEY = re.compile(r"\w+(\.\w+)+")
 _INTERVAL = re.compile(r"([1-9][0-9]*)([mhdw])")
-_SECONDS = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+# Unit of an interval -> its seconds, the longest first.
+SECONDS = {"w": 7 * 24 * 3600, "d": 24 * 3600, "h": 3600, "m": 60}
 
 
 def _moment(value: Any) -> Any:
@@ -95,7 +96,7 @@ class Schedule(Params):
     def interval_seconds(self) -> int | None:
         """Seconds of `every`."""
         found = _INTERVAL.fullmatch(self.every or "")
-        return int(found[1]) * _SECONDS[found[2]] if found else None
+        return int(found[1]) * SECONDS[found[2]] if found else None
 
     @property
     def shown(self) -> str:

@@ -79,13 +79,12 @@ def _apply(args: argparse.Namespace) -> int:
         plan = [planned(item, [run for run in found if run.name == item.name]) for item, _ in wanted.values()]
         gone = [run for run in found if run.settings is not None and run.name not in schedules]
         findings = _looked_for(args, wanted, client.get_user_namespace() or args.namespace)
+        if args.check:
+            _report(args, wanted, plan, gone, findings=findings)
+            return exit_code(findings)
         for finding in findings:
             if finding.status == "warning":
                 print(f"warning: {finding.found}", file=sys.stderr)
-        if args.check:
-            code = exit_code(findings)
-            _report(args, wanted, plan, gone, findings=findings)
-            return code
         refuse(findings)
         ids = {}
         for change in plan:
@@ -112,8 +111,9 @@ def _list(args: argparse.Namespace) -> int:
 
     host = address(args.host)
     schedules = read_schedules(args.file) if args.file.is_file() or args.file != Path(FILE) else None
-    packages = image_of(args) is not None
-    if not packages:
+    known = image_of(args) is not None
+    packages = {name for name, schedule in (schedules or {}).items() if known or schedule.package}
+    if not known:
         args.image = EXAMPLE_IMAGE
     wanted = {name: item for name, (item, _) in _wanted(args, schedules or {}, look_up=True).items()}
     with connect(host, args.namespace) as client:
@@ -132,7 +132,7 @@ def _list(args: argparse.Namespace) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if schedules is not None and not packages:
+    if set(wanted) - packages:
         print("packages were not compared: that takes --image", file=sys.stderr)
     return 0
 
