@@ -6,12 +6,15 @@ from components.image import IMAGE
 
 
 @dsl.container_component
-def report_outcome(status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]) -> dsl.ContainerSpec:
+def report_outcome(
+    status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown], reevaluated: str = ""
+) -> dsl.ContainerSpec:
     """Say how the run ended, whatever happened before.
 
     Args:
         status: Filled in by Kubeflow.
         summary: The outcome for people; one line of JSON goes to the log.
+        reevaluated: Of a re-evaluation, the model: a failure is told to the webhook.
     """
     return dsl.ContainerSpec(
         image=IMAGE,

@@ -19,69 +19,47 @@ from safetensors.torch import load_file, save_file
 
 from plmsae.artifacts.manifest import Manifest, list_files, read_manifest, write_manifest
 from plmsae.cli import build_parser, main
-from plmsae.errors import DataError
+from plmsae.errors import DataError, GateError
 from plmsae.params import ParamsFile
 from plmsae.registry.connection import connect
 from plmsae.registry.evidence import Evidence
+from plmsae.registry.reevaluation import ended_as_drifted
 from plmsae.registry.register import register
 from plmsae.registry.versions import aliases_of, get_version
 from plmsae.saes import load_folder, save
 from plmsae.stages import catalog, execute
 from plmsae.stages.reevaluation_params import ReevaluateParams
+from tests.pipeline.conftest import Finished, finished
 from tests.registry.test_webhook import Hook, hook
-from tests.workspace import FIXTURE, ROOT, SMALL
+from tests.workspace import FIXTURE, ROOT
 
-__all__ = ["hook"]
+__all__ = ["finished", "hook"]  # fixtures
 
-NAME = "plmsae.plm.layer2.topk"
+NAME = "plmsae.esm_small.layer2.topk"
 CHAMPION = f"models:/{NAME}@champion"
 NO_TOLERANCES = ["--set", "reevaluate.more_is_better={}", "--set", "reevaluate.less_is_better={}"]
-PORTS = {
-    "sequences": "ingest",
-    "validation": "validate",
-    "activations": "extract_activations",
-    "sae": "train_sae",
-    "fidelity": "evaluate@fidelity",
-    "concepts": "evaluate@concepts",
-}
-SETTINGS: dict[str, dict[str, Any]] = {
-    **{
-        section: SMALL[section]
-        for section in ("ingest", "validate", "extract_activations", "train_sae", "evaluate.concepts")
-    },
-    "evaluate.fidelity": {"max_proteins": None, "num_resamples": 100, "threads": 1},
-    "reevaluate": {"min_pairs": 5, "num_resamples": 200},
-}
+SETTINGS = {"min_pairs": 5, "num_resamples": 200}
+
+
+def with_settings(root: Path, **sections: dict[str, Any]) -> None:
+    """Write these parameters into the file of a working folder."""
+    file = root / "params.yaml"
+    params = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for section, values in {"reevaluate": SETTINGS, **sections}.items():
+        params[section] |= values
+    file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a champion of which every number is fresh, and everything that it was made from."""
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("reevaluate") / "work"
-    (root / "data").mkdir(parents=True)
-    shutil.copy(FIXTURE, root / "data" / "swissprot.tsv.gz")
-    shutil.copytree(ROOT / "src" / "plmsae" / "plms" / "small", root / "plm")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for section, values in SETTINGS.items():
-        target = params
-        for part in section.split("."):
-            target = target[part]
-        target.update(values)
-    params["extract_activations"]["plm"] = "./plm"
-    params["train_sae"] |= {"k": 32, "tokens": 40_000}
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    file = ParamsFile(root / "params.yaml")
-    for stage_id in PORTS.values():
-        stage = catalog.stage(stage_id)
-        execute.execute(stage, catalog.load_params(file, stage), root=root)
-    champion(root, evidence(root))
+    root = finished.copy_to(tmp_path_factory.mktemp("reevaluate") / "work")
+    with_settings(root)
     return root
 
 
 def evidence(root: Path) -> Evidence:
-    folders = {port: root / "outputs" / Path(*stage_id.split("@")) for port, stage_id in PORTS.items()}
-    del folders["validation"]
+    folders = {port.name: root / "outputs" / Path(*port.source.split("@")) for port in catalog.stage("register").inputs}
     return Evidence(folders=folders, manifests={port: read_manifest(folder) for port, folder in folders.items()})
 
 
@@ -92,14 +70,23 @@ def champion(root: Path, outputs: Evidence) -> int:
     return version
 
 
-@pytest.fixture
-def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PLMSAE_WEBHOOK"):
         monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(1)
-    folder = shutil.copytree(made, tmp_path / "work")
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return here(shutil.copytree(made, tmp_path / "work", symlinks=True), monkeypatch)
+
+
+@pytest.fixture
+def unchanged(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, for what changes nothing in it."""
+    return here(made, monkeypatch)
 
 
 def run(capsys: pytest.CaptureFixture[str], *options: str, code: int = 0) -> dict[str, Any]:
@@ -120,6 +107,9 @@ def tags_of(version: int) -> dict[str, str]:
 
 def test_a_champion_of_which_nothing_changed_is_not_evaluated(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = tags_of(1)
+    assert task("changes").values == {"uri": f"models:/{NAME}/1", "action": "nothing"}
+    assert "Nothing has changed" in (root / "outputs" / "changes" / "summary.md").read_text()
+    assert task("verdict", f"models:/{NAME}/1").summary.endswith("is fine.")
     found = run(capsys)
     assert (found["verdict"], found["number"], found["evaluated"]) == ("fine", 0, [])
     assert found["unchanged"] == ["fidelity", "concepts"]
@@ -132,6 +122,7 @@ def test_a_champion_of_which_nothing_changed_is_not_evaluated(root: Path, capsys
     assert "nothing has changed, nothing was evaluated" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_asked_for_everything_the_same_numbers_come_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, "--all", "--report", "seen")
     assert causes(found) == {"fidelity": ["asked"], "concepts": ["asked"]}
@@ -153,6 +144,7 @@ def test_asked_for_everything_the_same_numbers_come_out(root: Path, capsys: pyte
     assert run(capsys)["evaluated"] == []
 
 
+@pytest.mark.long
 def test_a_changed_parameter_concerns_its_evaluation_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = ("--set", "evaluate.concepts.min_instances=4")
     found = run(capsys, *changed)
@@ -162,6 +154,7 @@ def test_a_changed_parameter_concerns_its_evaluation_alone(root: Path, capsys: p
     assert run(capsys, *changed)["evaluated"] == []
 
 
+@pytest.mark.long
 def test_a_new_release_is_told_from_everything_else(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = gzip.decompress(FIXTURE.read_bytes()).splitlines(keepends=True)
     new = root / "data" / "2026_01.tsv.gz"
@@ -180,11 +173,27 @@ def test_a_new_release_is_told_from_everything_else(root: Path, capsys: pytest.C
     assert run(capsys, "--data", "data/2026_01.tsv.gz")["evaluated"] == []
 
 
-def test_new_weights_of_the_plm_are_told_from_everything_else(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = root / "plm" / "model.safetensors"
-    weights = load_file(file)
+@pytest.mark.long
+def test_new_weights_of_the_plm_are_told_from_everything_else(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "src" / "plmsae" / "plms" / "small", root / "plm")
+    with_settings(root, extract_activations={"plm": "./plm"})
+    file = ParamsFile(root / "params.yaml")
+    for stage_id in (
+        "extract_activations",
+        "train_sae",
+        *(stage for stage in catalog.stages_of("train") if "@" in stage),
+    ):
+        stage = catalog.stage(stage_id)
+        execute.execute(stage, catalog.load_params(file, stage), root=root)
+    monkeypatch.setattr("tests.commands.test_reevaluate.NAME", "plmsae.plm.layer2.topk")
+    monkeypatch.setattr("tests.commands.test_reevaluate.CHAMPION", "models:/plmsae.plm.layer2.topk@champion")
+    champion(root, evidence(root))
+    weights = root / "plm" / "model.safetensors"
     generator = torch.Generator().manual_seed(0)
-    save_file({name: _noisy(value, 0.02, generator) for name, value in weights.items()}, file, {"format": "pt"})
+    noisy = {name: _noisy(value, 0.02, generator) for name, value in load_file(weights).items()}
+    save_file(noisy, weights, {"format": "pt"})
     old = tags_of(1)["plm_revision"]
     found = _any_verdict(capsys)
     assert causes(found) == {"fidelity": ["plm"], "concepts": ["plm"]}
@@ -208,6 +217,7 @@ def _noisy(value: torch.Tensor, share: float, generator: torch.Generator) -> tor
     return (value.float() + share * size * torch.randn(value.shape, generator=generator)).to(value.dtype)
 
 
+@pytest.mark.long
 def test_changed_code_is_told_from_everything_else(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +248,16 @@ def noise_on_the_champion(root: Path) -> int:
     return champion(root, evidence(root))
 
 
-def test_noise_on_the_weights_is_drift(root: Path, capsys: pytest.CaptureFixture[str], hook: Hook) -> None:
+def task(stage_id: str, model: str = CHAMPION) -> execute.StageResult:
+    """The stage, as `plmsae run` runs it here."""
+    stage = catalog.stage(stage_id)
+    params = catalog.load_params(ParamsFile(Path("params.yaml"), [f"reevaluate.model={model}"]), stage)
+    return execute.execute(stage, params, root=Path.cwd())
+
+
+def test_noise_on_the_weights_is_drift(
+    root: Path, capsys: pytest.CaptureFixture[str], hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = noise_on_the_champion(root)
     assert version == 2
     with connect() as client:
@@ -264,13 +283,24 @@ def test_noise_on_the_weights_is_drift(root: Path, capsys: pytest.CaptureFixture
     message = json.loads(hook.received[-1][2])
     assert (message["event"], message["model"], message["number"]) == ("drifted", f"models:/{NAME}/2", 1)
     assert str(root) not in hook.received[-1][2].decode()
+    # The tasks of the pipeline say the same, and the one that judges fails.
+    assert task("changes").values == {"uri": f"models:/{NAME}/2", "action": "drifted"}
+    assert (root / "outputs" / "changes" / "values" / "action").read_text() == "drifted"
+    monkeypatch.setenv("PLMSAE_WEBHOOK", hook.url)
+    monkeypatch.setenv("KFP_RUN_ID", "run-7")
+    with pytest.raises(GateError, match=rf"'models:/{NAME}/2' has drifted: .*fidelity\.fvu"):
+        task("verdict")
+    assert ended_as_drifted(CHAMPION)
+    monkeypatch.setenv("KFP_RUN_ID", "run-8")
+    assert not ended_as_drifted(CHAMPION)
+    assert len(hook.received) == 2, "told before"
     # Never promoted; the clean version is not concerned.
     assert main(["promote", NAME, "2", "--set", "promote.at_least={}", "--set", "promote.at_most={}"]) == 4
     assert "has drifted" in capsys.readouterr().err
     assert "drift" not in tags_of(1)
 
 
-def test_a_failure_is_told_without_its_message(root: Path, capsys: pytest.CaptureFixture[str], hook: Hook) -> None:
+def test_a_failure_is_told_without_its_message(unchanged: Path, capsys: pytest.CaptureFixture[str], hook: Hook) -> None:
     options = ["--webhook", hook.url, "--data", "data/absent.tsv.gz"]
     assert main(["reevaluate", CHAMPION, *options]) == 2
     assert "absent.tsv.gz" in capsys.readouterr().err
@@ -279,18 +309,44 @@ def test_a_failure_is_told_without_its_message(root: Path, capsys: pytest.Captur
     assert "absent" not in hook.received[0][2].decode()
 
 
+def test_a_crash_is_told_and_a_key_that_stops_it_is_not(
+    unchanged: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (RuntimeError("secret path"), KeyboardInterrupt()):
+
+        def crash(*_: Any, error: BaseException = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("plmsae.stages.reevaluation.reevaluate", crash)
+        if isinstance(error, RuntimeError):
+            with pytest.raises(RuntimeError):
+                main(["reevaluate", CHAMPION, "--webhook", hook.url])
+        else:
+            assert main(["reevaluate", CHAMPION, "--webhook", hook.url]) == 130
+    ((_, _, body),) = hook.received
+    assert json.loads(body)["exit_code"] == 1
+    assert b"secret path" not in body
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--webhook", "file:///etc/passwd"], "webhook is not a web address"),
         (["--set", "reevaluate.evaluations=[fidelty]", *NO_TOLERANCES], "did you mean 'fidelity'?"),
+        (
+            ["--set", "reevaluate.evaluations=[layers]", *NO_TOLERANCES],
+            "'layers' trains SAEs, so it cannot be repeated",
+        ),
+        (["--set", "reevaluate.evaluations=[controls]", *NO_TOLERANCES], "'controls' trains SAEs"),
+        (["--set", "reevaluate.stages.train_sae={}"], "does not run 'train_sae'"),
+        (["--set", "reevaluate.stages.ingest.sed=1"], "did you mean 'seed'?"),
         (["--set", "reevaluate.evaluations=[concepts]"], "'fidelity' has a tolerance"),
         (["--set", "reevaluate.less_is_better.fidelity={fvuu: 0.1}"], "did you mean 'fvu'?"),
         (["--set", "reevaluate.min_pair=3"], "did you mean 'min_pairs'?"),
     ],
 )
 def test_wrong_settings_are_refused(
-    root: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    unchanged: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["reevaluate", CHAMPION, *options]) == 2
     assert message in capsys.readouterr().err

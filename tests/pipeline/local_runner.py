@@ -1,7 +1,8 @@
 """Runs a pipeline with `kfp.local`, in a process of its own: `python -m tests.pipeline.local_runner JOB.json`.
 
 The one place that changes KFP: its subprocess runner takes lightweight Python components only, although a container
-component is nothing but a command, so the two checks that refuse one are turned off. The job file holds `pipeline`,
+component is nothing but a command, so the two checks that refuse one are turned off; and its conditions find the output
+of a task only if that has no name, although Kubeflow goes by the name. The job file holds `pipeline`,
 `arguments`, `pipeline_root` and `caching`.
 """
 
@@ -12,9 +13,11 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from kfp import local
-from kfp.local import subprocess_task_handler
+from kfp.local import io, subprocess_task_handler
+from kfp.local.orchestrator import enhanced_dag_orchestrator
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 
@@ -33,6 +36,22 @@ def accept_container_components() -> None:
     handler.validate_image = lambda self, image: None
 
 
+def accept_conditions_on_named_outputs() -> None:
+    """Let a condition read `pipelinechannel--TASK-OUTPUT`, as Kubeflow does."""
+    evaluator = enhanced_dag_orchestrator.ConditionEvaluator
+    resolve = evaluator._resolve_pipeline_channel
+
+    def found(channel: str, store: io.IOStore) -> Any:
+        outputs = {
+            f"pipelinechannel--{task}-{name}": value
+            for task, values in store._task_output_data.items()
+            for name, value in values.items()
+        }
+        return outputs[channel] if channel in outputs else resolve(channel, store)
+
+    evaluator._resolve_pipeline_channel = staticmethod(found)
+
+
 def forget_retries(specification: PipelineSpec) -> None:
     """Run every task once: KFP waits between attempts as long as a cluster would."""
     for component in [specification.root, *specification.components.values()]:
@@ -43,6 +62,7 @@ def forget_retries(specification: PipelineSpec) -> None:
 def main(job_file: Path) -> int:
     job = json.loads(job_file.read_text(encoding="utf-8"))
     accept_container_components()
+    accept_conditions_on_named_outputs()
     logging.getLogger().addHandler(_Strict())
     local.init(
         runner=local.SubprocessRunner(use_venv=False),

@@ -6,7 +6,9 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -21,26 +23,34 @@ from tests.cluster.test_arguments import tasks as resolved
 from tests.pipeline.conftest import Finished
 from tests.pipeline.test_graph import compiled
 from tests.stages.test_executor_input import executor_input
+from tests.stages.test_sweep_pairs import handed_on
 from tests.workspace import ROOT, call, environment
 
 pytestmark = pytest.mark.slow
 
 
 def run_pipeline(
-    root: Path, arguments: dict[str, Any], *, check: bool = True, caching: bool = False, pipeline: str = "train"
+    root: Path,
+    arguments: dict[str, Any],
+    *,
+    check: bool = True,
+    caching: bool = False,
+    pipeline: str = "train",
+    settings: Mapping[str, str] = MappingProxyType({}),
+    timeout: float = 600,
 ) -> subprocess.CompletedProcess[str]:
     """Run a pipeline with `kfp.local` in a working folder."""
     job = {"pipeline": pipeline, "arguments": arguments, "pipeline_root": str(root / "kfp"), "caching": caching}
     file = root / ".home" / "job.json"
     file.write_text(json.dumps(job), encoding="utf-8")
-    variables = {**environment(root), "PYTHONPATH": f"{root / 'src'}:{ROOT}"}
+    variables = {**environment(root), **settings, "PYTHONPATH": f"{root / 'src'}:{ROOT}"}
     process = subprocess.run(
         [sys.executable, "-m", "tests.pipeline.local_runner", str(file)],
         cwd=root,
         env=variables,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=timeout,
         check=False,
     )
     if check and process.returncode:
@@ -51,7 +61,7 @@ def run_pipeline(
 def outputs(root: Path, pipeline: str = "train") -> dict[str, Path]:
     """Task -> its output folder in the first run of a pipeline."""
     run = sorted((root / "kfp").glob(f"plmsae-{pipeline}-*"))[0]
-    return {path.parent.name: path for path in run.glob("*/output")}
+    return {path.parent.name: path for path in run.rglob("output")}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -115,13 +125,16 @@ def test_a_second_run_is_cached_but_for_side_effects(
 
 
 def test_the_task_of_a_sweep_gives_what_the_command_gives(
-    ran: subprocess.CompletedProcess[str], workspace: Path, swept: Path
+    ran: subprocess.CompletedProcess[str], workspace: Path, swept: Path, tmp_path: Path
 ) -> None:
     """With the parameters that the backend resolves for it, on outputs of the training pipeline's tasks."""
-    arguments = pipeline_arguments(ParamsFile(workspace / "params.yaml"), ["ingest", "sweep"])
+    chosen = ["ingest", "extract_activations", "sweep", "sweep_pairs"]
+    arguments = pipeline_arguments(ParamsFile(workspace / "params.yaml"), chosen)
     assert arguments["grid"] == '{"k":[8,16],"seed":[0,1]}'
     specification = json_format.ParseDict(compiled("sweep"), pipeline_spec_pb2.PipelineSpec())
-    values = dict(resolved(specification, arguments))["sweep"]
+    of_tasks = dict(resolved(specification, arguments))
+    (pair,) = handed_on(tmp_path, of_tasks["sweep_pairs"])["pairs"]
+    values = {**of_tasks["sweep"], "grid": pair["grid"], "params": pair["params"]}
     done = outputs(workspace)
     inputs = {port.name: done[port.source.replace("_", "-")] for port in stages()["sweep"].inputs}
     values |= {f"{name}_sha256": manifest_sha256(folder) for name, folder in inputs.items()}
@@ -136,13 +149,13 @@ def test_a_sweep_evaluates_and_registers_the_best_of_its_members(
 ) -> None:
     """Ingest, validation and extraction come from the cache of the training pipeline."""
     after = [stage for stage in stages() if stage.partition("@")[0] in ("evaluate", "register")]
-    chosen = ["ingest", "validate", "extract_activations", "sweep", *after]
+    chosen = ["ingest", "validate", "extract_activations", "sweep", "sweep_pairs", *after]
     arguments = pipeline_arguments(ParamsFile(workspace / "params.yaml"), chosen)
     assert arguments["grid"] == '{"k":[8,16],"seed":[0,1]}'
     process = run_pipeline(workspace, arguments, caching=True, pipeline="sweep")
     started = [line.split()[0] for line in process.stdout.splitlines() if line.strip().endswith(" started")]
-    assert started[0] == "sweep"
-    assert set(started) == {"sweep", *after}
+    assert started[:2] == ["sweep_pairs", "sweep"]
+    assert set(started) == {"sweep_pairs", "sweep", *after, "sweep_report"}
     found = outputs(workspace, "sweep")
     assert files(found["sweep"]) == files(swept)
     registration = json.loads((found["register"] / "registration.json").read_text())

@@ -19,7 +19,7 @@ from plmsae.cluster.submit import check_images, stages_of
 from plmsae.cluster.tasks import REGISTRY, SETTINGS_MAP
 from plmsae.errors import PlmsaeError, UserError
 from plmsae.params import ParamsFile, value_at
-from plmsae.stages.catalog import load_params
+from plmsae.stages.catalog import STAGES, raw_addresses, section_values
 
 CHECKS = ("images", "data", "registry", "settings")
 # Above this an object is not read to be compared; an upload that says its sha256 is taken at its word.
@@ -92,17 +92,22 @@ def _images(package: Package) -> Iterator[Finding]:
 def _data(package: Package, file: ParamsFile, arguments: Mapping[str, Any]) -> Iterator[Finding]:
     """Raw files with their checksums, and buckets that are written to."""
     for stage in stages_of(package):
-        params = load_params(file, stage)
+        params = section_values(file, stage)
         for name in stage.source_files:
             if name in arguments:
                 where = file.where(f"{stage.section}.{name}")
                 yield _guarded_file(str(arguments[name]), arguments.get(f"{name}_sha256") or None, where)
-        for name in stage.optional_files:
+        if stage.repeats:
+            where = file.where(f"{stage.section}.source")
+            yield _guarded_file(str(arguments["source"]), None, where)
+        for name, field in raw_addresses(stage).items():
             address = value_at(params, name)
             if isinstance(address, str):
-                where = file.where(f"{stage.section}.{name}")
+                where = file.where(field)
                 yield _guarded_file(address, value_at(params, f"{name}_sha256"), where)
-        stores = [value_at(params.model_dump(), f"{prefix}store") for prefix in ("", "extract_activations.")]
+        extraction = "extract_activations."
+        places = ("", extraction, f"{STAGES}.{extraction}")
+        stores = [value_at(params, f"{prefix}store") for prefix in places]
         for store in stores:
             if isinstance(store, str) and store:
                 yield _guarded_store(store, file.where("extract_activations.store"))

@@ -18,7 +18,7 @@ from plmsae.cluster.sections import pipeline_arguments
 from plmsae.cluster.uploads import experiment_id, identifier, silent, upload
 from plmsae.errors import UserError, did_you_mean
 from plmsae.params import ParamsFile, canonical_json, value_at
-from plmsae.stages.catalog import load_params, stages
+from plmsae.stages.catalog import raw_addresses, section_values, sections_read, stages
 from plmsae.stages.components import EXAMPLE_HOST, function_name
 from plmsae.stages.executor_input import PARAMS
 from plmsae.stages.spec import Stage
@@ -52,7 +52,13 @@ class Submission:
 
 def stages_of(package: Package) -> list[Stage]:
     """The stages that a pipeline runs, told by its parameters."""
-    return [stage for stage in stages().values() if f"{function_name(stage)}_{PARAMS}" in package.parameters]
+    declared = package.parameters
+    return [
+        stage
+        for stage in stages().values()
+        if f"{function_name(stage)}_{PARAMS}" in declared
+        or (stage.wired and any(name in declared for name in stage.knobs if name not in stage.wired))
+    ]
 
 
 def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] =
     used = stages_of(package)
     for override in overrides:
         key = override.partition("=")[0]
-        read = [section for stage in used for section in (stage.section, *stage.inherits)]
+        read = [section for stage in used for section in sections_read(stage)]
         if not any(f"{key}.".startswith(f"{section}.") for section in read):
             raise UserError(
                 f"pipeline '{package.name}' has no stage that reads '{key}'",
@@ -85,6 +91,13 @@ def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] =
             )
     arguments = pipeline_arguments(file, [stage.id for stage in used])
     for stage in used:
+        if stage.repeats and not is_remote(newest := str(arguments["source"])):
+            raise UserError(
+                f"the newest proteins are '{newest}', a file of this machine, which a cluster cannot read",
+                where=file.where(f"{stage.section}.source"),
+                fix=f"pass --set {stage.section}.source=s3://BUCKET/KEY, or an address that is asked for its newest "
+                "bytes each time: https://HOST/PATH",
+            )
         for name in stage.source_files:
             source, field = arguments.get(name), f"{stage.section}.{name}"
             if name in package.parameters and isinstance(source, str) and not is_remote(source):
@@ -101,8 +114,8 @@ def run_arguments(package: Package, file: ParamsFile, overrides: Sequence[str] =
                     where=file.where(f"{field}_sha256"),
                     fix=f"pass --set {field}_sha256=HEX, the first column of: sha256sum FILE",
                 )
-        for name in stage.optional_files:
-            value, field = value_at(load_params(file, stage), name), f"{stage.section}.{name}"
+        for name, field in raw_addresses(stage).items():
+            value = value_at(section_values(file, stage), name)
             if isinstance(value, str) and not is_remote(value):
                 raise UserError(
                     f"parameter '{field}' = '{value}' is of this machine, which a cluster cannot read",

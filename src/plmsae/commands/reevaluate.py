@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from plmsae.errors import PlmsaeError
     from plmsae.stages.reevaluation import Reevaluation
 
 SUMMARY = "evaluate a registered SAE again where something has changed"
 logger = logging.getLogger("plmsae")
+_CRASH = 1  # exit code of a traceback
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,28 +35,36 @@ def main(args: argparse.Namespace) -> int:
     """Print what was evaluated, why, and how every number stands; 4 if one has drifted."""
     from plmsae.errors import PlmsaeError
     from plmsae.params import ParamsFile
-    from plmsae.registry.webhook import VARIABLE, check
-    from plmsae.stages.catalog import sections
+    from plmsae.registry import notices
+    from plmsae.registry.reevaluation import notified
+    from plmsae.registry.webhook import check
+    from plmsae.stages.catalog import load_params, sections, stage
     from plmsae.stages.reevaluation import reevaluate
     from plmsae.stages.reevaluation_inputs import with_data
+    from plmsae.stages.reevaluation_params import REEVALUATE, ReevaluateParams
 
-    hook = args.webhook or os.environ.get(VARIABLE, "").strip()
-    if hook:
+    if hook := args.webhook or notices.address():
         check(hook)
     root = Path.cwd()
     try:
         file = ParamsFile(args.params, args.set)
         file.check_sections(sections())
+        file.data.setdefault(REEVALUATE, {})
         with_data(file, args.set, args.data)
-        found = reevaluate(args.model, file, root, everything=args.all)
+        settings = load_params(file, stage(REEVALUATE))
+        assert isinstance(settings, ReevaluateParams)
+        found = reevaluate(args.model, settings, root, everything=args.all, where=file.where)
         if args.report is not None:
             _report(found, args.report, root)
-    except PlmsaeError as error:
+    except Exception as error:
         if hook:
-            _tell(hook, _failure(args.model, error))
+            code = error.exit_code if isinstance(error, PlmsaeError) else _CRASH
+            notices.tell(hook, notices.failed(args.model, code))
         raise
-    if hook and _is_drifted(found) and found.told < found.number and _tell(hook, _drifted(found)):
-        _note(found, root)
+    if hook and _is_drifted(found) and found.told < found.number:
+        message = notices.drifted(found.uri, found.number, found.causes, found.drift)
+        if notices.tell(hook, message):
+            notified(found.name, found.version, found.number, root)
     _print(args, found)
     return _exit_code(found)
 
@@ -95,44 +102,3 @@ def _report(found: Reevaluation, folder: Path, root: Path) -> None:
         logger.warning("%s was not evaluated again so far: there is no report", found.uri)
         return
     download_report(found.name, found.version, found.number, folder, root)
-
-
-def _note(found: Reevaluation, root: Path) -> None:
-    from plmsae.registry.reevaluation import notified
-
-    notified(found.name, found.version, found.number, root)
-
-
-def _drifted(found: Reevaluation) -> dict[str, Any]:
-    lines = [each.text() for each in found.drift if each.drifted]
-    return {
-        "event": "drifted",
-        "text": f"{found.uri} has drifted: {'; '.join(lines)}",
-        "model": found.uri,
-        "number": found.number,
-        "causes": {name: sorted(causes) for name, causes in found.causes.items()},
-        "drift": [each.record() for each in found.drift if each.drifted],
-    }
-
-
-def _failure(model: str, error: PlmsaeError) -> dict[str, Any]:
-    """The kind of failure alone: a message may quote an address or a path."""
-    return {
-        "event": "failed",
-        "text": f"the re-evaluation of {model} failed with exit code {error.exit_code}; its log says why",
-        "model": model,
-        "exit_code": error.exit_code,
-    }
-
-
-def _tell(hook: str, message: dict[str, Any]) -> bool:
-    """Whether the webhook was told; if not, that is a warning: the outcome stands on the version."""
-    from plmsae.errors import TryAgainError
-    from plmsae.registry.webhook import post
-
-    try:
-        post(hook, message)
-    except TryAgainError as error:
-        logger.warning("%s", error)
-        return False
-    return True

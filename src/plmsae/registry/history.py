@@ -142,5 +142,11 @@ def write_report(
     write_text(path, page(version.name, lead, parts))
 
 
+def write_nothing(folder: Path, uri: str) -> None:
+    """Write report and history of a version that was not evaluated again so far."""
+    write_history(folder, {})
+    write_text(folder / "report.html", page(uri, "Nothing has changed, nothing was evaluated again.", []))
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"

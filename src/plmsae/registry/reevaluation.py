@@ -8,6 +8,8 @@ and the history. No alias is read or moved here.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 import tempfile
 import time
@@ -16,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plmsae.errors import DataError
+from plmsae.errors import DataError, UserError
 from plmsae.params import canonical_json
-from plmsae.registry import audit
+from plmsae.registry import audit, notices
 from plmsae.registry.basis import Basis
 from plmsae.registry.claim import claimed
 from plmsae.registry.connection import connect, experiment_id, locate, transfer
@@ -32,11 +34,18 @@ from plmsae.registry.versions import (
     artifact_folder,
     get_version,
     model_id,
+    only_champion,
     resolve,
 )
+from plmsae.registry.webhook import check
+
+logger = logging.getLogger("plmsae")
 
 FINE, DRIFTED = "fine", "drifted"
 NOTIFIED_TAG = "reevaluation_notified"
+# Kubeflow run that ended because the version has drifted, so that its end is told from a failure.
+_RUN_TAG = "reevaluation_drifted_run"
+_RUN_VARIABLE = "KFP_RUN_ID"
 
 
 @dataclass(frozen=True)
@@ -95,11 +104,11 @@ class Version:
         return None if last is None else Basis.parse(last.get("basis"), where=self.registered.uri)
 
 
-def open_version(uri: str, root: Path | None = None) -> Version:
+def open_version(uri: str | None, root: Path | None = None) -> Version:
     """Resolve an alias, once, and read what is recorded of the version.
 
     Args:
-        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`; None takes the only champion.
         root: The working folder.
 
     Raises:
@@ -108,7 +117,7 @@ def open_version(uri: str, root: Path | None = None) -> Version:
         TryAgainError: The registry cannot be reached.
     """
     with connect(root) as client:
-        registered = get_version(client, *resolve(client, uri))
+        registered = get_version(client, *resolve(client, uri or only_champion(client)))
     return Version(registered, lineage(registered.uri, root)["stages"], records(registered))
 
 
@@ -219,6 +228,42 @@ def notified(name: str, version: int, number: int, root: Path | None = None) -> 
     """Note that a webhook was told of a re-evaluation."""
     with connect(root) as client:
         client.set_model_version_tag(name, str(version), NOTIFIED_TAG, str(number))
+
+
+def announce(version: Version, root: Path | None = None) -> None:
+    """Tell the webhook of the environment that a version has drifted, once for its newest re-evaluation."""
+    told = version.registered.tags.get(NOTIFIED_TAG, "")
+    number = max(version.records, default=0)
+    if not (hook := notices.address()) or (told.isdecimal() and int(told) >= number):
+        return
+    try:
+        check(hook)
+    except UserError as error:  # the drift is what ends the run
+        logger.warning("%s", error)
+        return
+    causes = {name: each["causes"] for name, each in version.records[number]["evaluations"].items()}
+    if notices.tell(hook, notices.drifted(version.registered.uri, number, causes, drifts(version.records.values()))):
+        notified(version.registered.name, version.registered.version, number, root)
+
+
+def note_run(name: str, version: int, root: Path | None = None) -> None:
+    """Note that the Kubeflow run that this is a task of ends because the version has drifted."""
+    if run := os.environ.get(_RUN_VARIABLE, "").strip():
+        with connect(root) as client:
+            client.set_model_version_tag(name, str(version), _RUN_TAG, run)
+
+
+def ended_as_drifted(uri: str | None, root: Path | None = None) -> bool:
+    """Whether the Kubeflow run that this is a task of ended because the version has drifted.
+
+    Raises:
+        UserError: Unknown name, alias or version.
+        TryAgainError: The registry cannot be reached.
+    """
+    run = os.environ.get(_RUN_VARIABLE, "").strip()
+    with connect(root) as client:
+        version = get_version(client, *resolve(client, uri or only_champion(client)))
+    return bool(run) and version.tags.get(_RUN_TAG) == run
 
 
 def download_report(name: str, version: int, number: int, target: Path, root: Path | None = None) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from plmsae.errors import UserError, did_you_mean
 from plmsae.params import Params, ParamsFile, validate
-from plmsae.stages.reevaluation_params import REEVALUATE
 from plmsae.stages.spec import Pipeline, Stage
+
+STAGES = "stages"  # the parameter that holds the sections of the stages that one repeats
 
 _MODULES = (
     "ingest",
@@ -18,6 +18,8 @@ _MODULES = (
     "extract_activations",
     "train_sae",
     "sweep",
+    "sweep_pairs",
+    "sweep_report",
     "resolve",
     "pull",
     "evaluate",
@@ -25,6 +27,9 @@ _MODULES = (
     "report",
     "register",
     "promote",
+    "changes",
+    "reevaluate",
+    "verdict",
 )
 
 
@@ -55,27 +60,68 @@ def load_params(file: ParamsFile, stage: Stage) -> Params:
     Raises:
         UserError: A missing section, an unknown parameter or a wrong value.
     """
+    return validate(stage.params, _with_others(file, stage), section=stage.section, where=file.where)
+
+
+def section_values(file: ParamsFile, stage: Stage) -> dict[str, Any]:
+    """Every value of a stage's section, complete and each valid by itself; `load_params` judges them together as well.
+
+    For a stage whose runs another one lays out: together they may be right only once they are laid out.
+
+    Raises:
+        UserError: A missing section, an unknown parameter or a wrong value.
+    """
+    data = _with_others(file, stage)
+    alone = {name: value for name, value in data.items() if name not in stage.inherits}
+    found = validate(stage.params, alone, section=stage.section, where=file.where).model_dump(mode="json")
+    return {**found, **{name: data[name] for name in stage.inherits}}
+
+
+def _with_others(file: ParamsFile, stage: Stage) -> dict[str, Any]:
+    """What stands in its section, and what it takes from the sections of other stages."""
     data = file.section(stage.section)
     for name in stage.inherits:
-        own = data.get(name) or {}
-        if isinstance(own, dict):
-            values = {**file.section(name), **own}
-            where = _place(file, stage.section, name, own)
-            filled = validate(stages()[name].params, values, section=name, where=where).model_dump(mode="json")
-            # What the stage finds out by itself is handed on only where somebody wrote it there, to be compared.
-            kept = {key for key in filled if key in own or f"{name}.{key}" not in stage.decides}
-            data = {**data, name: {key: value for key, value in filled.items() if key in kept}}
-    return validate(stage.params, data, section=stage.section, where=file.where)
+        data = {**data, name: _filled(file, stage, name, data.get(name), f"{stage.section}.{name}")}
+    own = data.get(STAGES) or {}
+    if stage.repeats and isinstance(own, dict):
+        found = {
+            name: _filled(file, stage, name, own.get(name), f"{stage.section}.{STAGES}.{name}")
+            for name in stage.repeats
+        }
+        data = {**data, STAGES: {**own, **found}}
+    return data
 
 
-def _place(file: ParamsFile, section: str, name: str, own: dict[str, Any]) -> Callable[[str], str]:
-    """Where a field of an inherited section stands: with the stage, or with the section's owner."""
+def _filled(file: ParamsFile, stage: Stage, name: str, own: Any, at: str) -> Any:
+    """The section of another stage, complete, with what stands in `own` in place of its values."""
+    if not isinstance(own := own or {}, dict):
+        return own
+    other = stages()[name]
+    section = other.section
 
     def where(field: str) -> str:
-        key = field.removeprefix(f"{name}.").partition(".")[0]
-        return file.where(f"{section}.{field}" if key in own else field)
+        key = field.removeprefix(f"{section}.")
+        return file.where(f"{at}.{key}" if key.partition(".")[0] in own else field)
 
-    return where
+    values = {**file.section(section), **own}
+    inner = {name: _filled(file, other, name, values.pop(name, None), f"{at}.{name}") for name in other.inherits}
+    filled = {**validate(other.params, values, section=section, where=where).model_dump(mode="json"), **inner}
+    # What the stage finds out by itself is handed on only where somebody wrote it there, to be compared.
+    kept = {key for key in filled if key in own or f"{name}.{key}" not in stage.decides}
+    return {key: value for key, value in filled.items() if key in kept}
+
+
+def sections_read(stage: Stage) -> list[str]:
+    """Its own section, and those of other stages that it reads."""
+    return [stage.section, *(stages()[name].section for name in (*stage.inherits, *stage.repeats))]
+
+
+def raw_addresses(stage: Stage) -> dict[str, str]:
+    """Dotted parameter that may name a raw file, beside its `source_files` -> where users write it."""
+    found = {name: f"{stage.section}.{name}" for name in stage.optional_files}
+    for other in (stages()[name] for name in stage.repeats):
+        found |= {f"{STAGES}.{other.id}.{name}": f"{other.section}.{name}" for name in other.optional_files}
+    return found
 
 
 def stage(stage_id: str) -> Stage:
@@ -91,5 +137,5 @@ def stage(stage_id: str) -> Stage:
 
 
 def sections() -> list[str]:
-    """Top-level sections of `params.yaml`, in pipeline order, and that of what runs beside the pipelines."""
-    return [*dict.fromkeys(stage.name for stage in stages().values()), REEVALUATE]
+    """Top-level sections of `params.yaml`, in pipeline order."""
+    return list(dict.fromkeys(stage.section.partition(".")[0] for stage in stages().values()))

@@ -29,11 +29,12 @@ from plmsae.artifacts.manifest import MANIFEST_NAME, Manifest, list_files, manif
 from plmsae.artifacts.sources import fetch, is_remote
 from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError, did_you_mean
 from plmsae.params import Params, canonical_json, value_at
-from plmsae.stages.spec import Stage, StageContext, StageResult
+from plmsae.stages.spec import Stage, StageContext, StageResult, value_text
 
 logger = logging.getLogger("plmsae")
 PACKAGE = Path(plmsae.__file__).parent
 STATE = Path(".plmsae")
+VALUES = Path("values")
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full, over the quota, over the largest file
 _VERSIONS = ("torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "litdata", "lightning", "mlflow")
 
@@ -286,6 +287,9 @@ def _write_result(folder: Path, stage: Stage, result: StageResult) -> None:
                 f"metric '{name}' of '{stage.id}' is {value}",
                 fix="this is not a usable result; look at the stage's input",
             )
+    for handed in stage.values:
+        # For engines that hand on what a file holds; Kubeflow's own way is the executor output.
+        write_text(folder / VALUES / handed.name, value_text(result.values[handed.name]))
     write_text(folder / "metrics.json", json.dumps(dict(result.metrics), indent=1, sort_keys=True) + "\n")
     write_text(folder / "summary.md", result.summary.strip() + "\n")
 

@@ -24,7 +24,7 @@ from plmsae.artifacts.manifest import MANIFEST_NAME, manifest_sha256
 from plmsae.errors import DataError, UserError, did_you_mean
 from plmsae.params import Params, canonical_json, validate
 from plmsae.stages.execute import execute
-from plmsae.stages.spec import Stage, StageResult
+from plmsae.stages.spec import Stage, StageResult, ValueType, value_text
 
 STATE_VARIABLE = "PLMSAE_STATE"
 OUTPUT, METRICS, SUMMARY, REPORT = "output", "metrics", "summary", "report"
@@ -83,7 +83,7 @@ class ExecutorInput:
                 fix="leave this option to the compiled pipeline; by hand: plmsae run STAGE --set SECTION.KEY=VALUE",
             ) from error
 
-    def write_output(self, metadata: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, str | int]) -> None:
+    def write_output(self, metadata: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, ValueType]) -> None:
         """Write the executor output: every output artifact with its metadata, and the output parameters.
 
         Args:
@@ -91,7 +91,7 @@ class ExecutorInput:
             parameters: Output parameter -> value.
         """
         for name, value in parameters.items():
-            write_text(self.output_parameters[name], str(value))
+            write_text(self.output_parameters[name], value_text(value))
         output = {
             "parameterValues": dict(parameters),
             "artifacts": {
@@ -173,7 +173,7 @@ def resolve_params(stage: Stage, values: Mapping[str, Any]) -> Params:
     Raises:
         UserError: The section is not JSON, a knob stands in it as well, or a value is of the wrong type.
     """
-    form = f"{stage.id.replace('@', '_')}_{PARAMS}"
+    form = f"{stage.section.replace('.', '_')}_{PARAMS}"
     text = values.get(PARAMS, "{}")
     try:
         section = json.loads(text)
@@ -212,7 +212,7 @@ def resolve_params(stage: Stage, values: Mapping[str, Any]) -> Params:
 
 
 def knob_type(annotation: Any) -> type:
-    """The plain type (str, int, float or bool) of a knob, whose parameter may be a literal or null as well.
+    """The plain type (str, int, float, bool or list) of a knob, whose parameter may be a literal or null as well.
 
     A mapping is a text, its canonical JSON: KFP would make floats of the integers inside an object.
     """
@@ -223,6 +223,8 @@ def knob_type(annotation: Any) -> type:
         return type(get_args(annotation)[0])
     if get_origin(annotation) is dict:
         return str
+    if get_origin(annotation) is list:
+        return list
     if annotation not in (str, int, float, bool):
         raise AssertionError(f"a knob cannot be of type {annotation}")
     return annotation  # type: ignore[no-any-return]
@@ -242,15 +244,18 @@ def _plain(name: str, value: Any, annotation: Any) -> Any:
         UserError: The JSON of a mapping cannot be read.
     """
     kind = knob_type(annotation)
-    if get_origin(annotation) is dict and isinstance(value, str):
+    if value == "" and type(None) in get_args(annotation):
+        return None
+    plain = [item for item in (annotation, *get_args(annotation)) if get_origin(item) in (dict, list)]
+    if kind is list and isinstance(value, list):
+        return [_plain(name, item, get_args(plain[0])[0]) for item in value]
+    if plain and kind is str and isinstance(value, str):
         try:
             return json.loads(value)
         except ValueError as error:
             raise UserError(
                 f"'{name}' is not JSON: {error}", where=f"'{name}' of the run", fix='write e.g. {"k": [16, 32]}'
             ) from error
-    if value == "" and type(None) in get_args(annotation):
-        return None
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +18,11 @@ from plmsae.artifacts.atomic import write_text
 from plmsae.errors import PlmsaeError
 from plmsae.stages.executor_input import SUMMARY, ExecutorInput
 
-STATUS = "status"
+STATUS, REEVALUATED = "status", "reevaluated"
+logger = logging.getLogger("plmsae")
+
+
+_NO_FAILURES = ("SUCCEEDED", "CANCELLED", "CANCELED")
 
 
 def outcome(status: Mapping[str, Any]) -> dict[str, str]:
@@ -37,13 +43,32 @@ def outcome(status: Mapping[str, Any]) -> dict[str, str]:
 def page(found: Mapping[str, str]) -> str:
     """The outcome as Markdown."""
     if found["state"] == "SUCCEEDED":
-        return "# The run succeeded\n\nThe task `register` shows the report; `promote` shows the decision.\n"
+        return "# The run succeeded\n\nEvery task shows its summary and its metrics, some a report.\n"
     error = f"\n```\n{found['error']}\n```\n" if found["error"] else ""
     return (
         f"# The run ended as {found['state']}\n{error}\n"
         "The last line in the log of the task that failed says what is wrong and what to do. "
         "Finished tasks are cached: the next run goes on behind them.\n"
     )
+
+
+def tell(model: str, found: Mapping[str, str]) -> None:
+    """Tell the webhook of the environment that a re-evaluation failed; of a drift the task `verdict` has told it."""
+    from plmsae.registry import notices
+    from plmsae.registry.webhook import check
+
+    if not (hook := notices.address()):
+        return
+    from plmsae.registry.reevaluation import ended_as_drifted
+
+    try:
+        check(hook)
+        if ended_as_drifted(model or None):
+            return
+    except PlmsaeError as error:
+        logger.warning("%s", error)
+    run = os.environ.get("KFP_RUN_ID") or found["run"]
+    notices.tell(hook, notices.run_failed(model or "the only champion", found["state"], run))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = ExecutorInput.parse(parser.parse_args(argv).executor_input)
     found = outcome(task.parameters.get(STATUS) or {})
     write_text(task.outputs[SUMMARY], page(found))
+    if REEVALUATED in task.parameters and found["state"] not in _NO_FAILURES:
+        tell(str(task.parameters[REEVALUATED]), found)
     task.write_output({SUMMARY: {"state": found["state"]}}, {})
     sys.stderr.write(json.dumps({"event": "pipeline finished", **found}, sort_keys=True) + "\n")
     return 0

@@ -17,7 +17,6 @@ import yaml
 from plmsae.errors import UserError, did_you_mean
 from plmsae.params import Params, ParamsFile, validate
 from plmsae.stages.catalog import sections, stages
-from plmsae.stages.reevaluation_params import REEVALUATE, ReevaluateParams
 
 FOLDER = Path("presets")
 SOURCES = FOLDER / "sources"
@@ -90,7 +89,7 @@ def _render(path: Path, generated: str, root: Path) -> str:
 
 def _models() -> dict[str, type[Params]]:
     """Section -> its model, of everything that `params.yaml` holds."""
-    return {**{stage.section: stage.params for stage in stages().values()}, REEVALUATE: ReevaluateParams}
+    return {stage.section: stage.params for stage in stages().values()}
 
 
 def _yaml(name: str, value: Any) -> list[str]:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from plmsae.artifacts.atomic import write_text
 from plmsae.artifacts.manifest import Manifest, list_files, manifest_sha256, write_manifest
+from plmsae.errors import UserError
 from plmsae.params import Params, ParamsFile, validate
+from plmsae.stages.reevaluation_params import REEVALUATE, ReevaluateParams
+from plmsae.stages.spec import Stage
 
 
 def with_data(file: ParamsFile, overrides: Sequence[str], data: str | None) -> None:
@@ -23,11 +26,60 @@ def with_data(file: ParamsFile, overrides: Sequence[str], data: str | None) -> N
     """
     if data is None:
         return
+    file.section(REEVALUATE)["source"] = None
     section = file.section("ingest")
     given = {override.partition("=")[0] for override in overrides}
     for name, value in (("source", data), ("source_sha256", None), ("release", "")):
         if name == "source" or f"ingest.{name}" not in given:
             section[name] = value
+
+
+def parameters_of(settings: ReevaluateParams, stage: Stage) -> Params:
+    """The parameters of a stage that a re-evaluation runs.
+
+    Args:
+        settings: The section `reevaluate`, complete.
+        stage: The stage.
+
+    Raises:
+        UserError: They are not there, or wrong.
+    """
+    where = f"{REEVALUATE}.stages"
+    if stage.id not in settings.stages:
+        raise UserError(f"the parameters of '{stage.id}' are missing", where=where, fix="give those of params.yaml")
+    values = dict(settings.stages[stage.id])
+    if stage.id == "ingest" and settings.source not in (None, values.get("source")):
+        values |= {"source": settings.source, "source_sha256": None, "release": ""}
+    return validate(
+        stage.params,
+        values,
+        section=stage.section,
+        where=lambda field: f"{where}.{stage.id}.{field.removeprefix(f'{stage.section}.')}",
+    )
+
+
+def revision_of(plm: str, wanted: str | None, root: Path) -> str:
+    """What pins the weights that the name of a PLM stands for now; from a hub they are not fetched to know it.
+
+    Args:
+        plm: Its name, as `plmsae.plms.load_plm` takes it.
+        wanted: A revision; None takes the newest.
+        root: The working folder.
+
+    Raises:
+        UserError: Unknown name or revision.
+        DataError: Corrupted files.
+        TryAgainError: The hub or the store cannot be reached.
+    """
+    from plmsae.plms import load_plm
+    from plmsae.plms.controls import split_name
+    from plmsae.plms.families import HUB
+
+    if not (root / plm).is_dir() and (name := split_name(plm)[0]) in HUB:
+        from plmsae.plms.hub import download
+
+        return download(name, wanted, HUB[name], weights=False)[1]
+    return load_plm(plm, wanted, root=root).revision
 
 
 def at_the_sae(params: Params, tags: Mapping[str, str], revision: str) -> Params:

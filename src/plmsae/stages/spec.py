@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from plmsae.params import Params
 
 Kind = Literal["sequences", "report", "activations", "sae", "result", "registration", "promotion"]
 Retry = Literal["none", "io", "gpu"]
-# `registered`: the first tasks of every pipeline that starts from a registered SAE; in no graph of DVC, which cannot
-# watch a registry.
-Pipeline = Literal["train", "sweep", "evaluate", "registered"]
+ValueType = str | int | list[Any]
+# `registered`: tasks of pipelines that start from a registered SAE; in no graph of DVC, which cannot watch a registry.
+# `pairs`: tasks around the sweeps of a Kubeflow pipeline, one for each pair of a layer and an architecture.
+Pipeline = Literal["train", "sweep", "evaluate", "registered", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,18 @@ class Value:
 
     Attributes:
         name: Its name.
-        kind: `str` or `int`.
+        kind: `str`, `int`, or `list` of what JSON has.
         meaning: What it is, for the component's documentation.
     """
 
     name: str
-    kind: type[str] | type[int]
+    kind: type[str] | type[int] | type[list[Any]]
     meaning: str
+
+
+def value_text(value: ValueType) -> str:
+    """An output parameter as engines hand it on: a list is JSON."""
+    return json.dumps(value, sort_keys=True) if isinstance(value, list) else str(value)
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class StageResult:
     metrics: Mapping[str, float | int]
     summary: str
     children: Mapping[str, ChildRun] = field(default_factory=dict)
-    values: Mapping[str, str | int] = field(default_factory=dict)
+    values: Mapping[str, ValueType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,9 @@ class Stage:
         inherits: Sections of other stages whose values fill in what its parameter of the same name leaves out.
         decides: Dotted parameters of those sections that it finds out by itself: not filled in, and refused by a
             pipeline where somebody sets them.
+        shares: Section that it has with other stages, that of the stage of this id; by default it has its own.
+        repeats: Stages that it runs itself: `stages` among its parameters holds the sections of all of them, filled in
+            from theirs.
         pipeline: `train` for the graph of `dvc repro`; a stage of another pipeline runs when that one is asked for.
         kind: The artifact type of its one output folder.
         run: Dotted path `module:function` of the work function, imported only when the stage runs.
@@ -152,11 +162,14 @@ class Stage:
             are null. Their `<name>_sha256` must be given with them: DVC cannot watch what may not be there.
         knobs: Parameters that people change from run to run: typed fields of the Kubeflow form (the others are one
             JSON text per stage).
+        wired: Knobs that a pipeline connects to what other stages have or get: no arguments of a run by themselves.
+        replaces: Knobs of other stages of a pipeline that it gives a value: no arguments of a run either.
         values: Output parameters of its task.
         report: HTML file in its output that the Kubeflow UI shows.
         plots: Tables for `dvc plots`.
         resumable: True if it leaves checkpoints, from which a killed run goes on.
         side_effects: True for a stage that acts on the registry: never taken from a cache.
+        notifies: True for a stage that tells the webhook: it gets the Secret with its address.
         looks_up: True for a stage that asks what a name points at now: never taken from a cache either.
         tracked: True if its metrics and figures are logged to MLflow as a run of their own.
     """
@@ -170,16 +183,21 @@ class Stage:
     inputs: tuple[Input, ...] = ()
     inherits: tuple[str, ...] = ()
     decides: tuple[str, ...] = ()
+    shares: str | None = None
+    repeats: tuple[str, ...] = ()
     pipeline: Pipeline = "train"
     resources: Resources = field(default_factory=Resources)
     source_files: tuple[str, ...] = ()
     optional_files: tuple[str, ...] = ()
     knobs: tuple[str, ...] = ()
+    wired: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
     values: tuple[Value, ...] = ()
     report: str | None = None
     plots: tuple[Plot, ...] = ()
     resumable: bool = False
     side_effects: bool = False
+    notifies: bool = False
     looks_up: bool = False
     tracked: bool = False
 
@@ -196,7 +214,7 @@ class Stage:
     @property
     def section(self) -> str:
         """Dotted name of its section in `params.yaml`."""
-        return self.id.replace("@", ".")
+        return self.shares or self.id.replace("@", ".")
 
     @property
     def output(self) -> Path:
