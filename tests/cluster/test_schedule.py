@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 import yaml
 
 from plmsae import cli
+from plmsae.cluster.schedules import Schedule
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.errors import TryAgainError
 from plmsae.params import ParamsFile
@@ -161,16 +166,71 @@ def test_what_a_failure_leaves_the_next_apply_finishes(
     assert names(kfp) == {"first": "ENABLE", "second": "ENABLE"}
 
 
-def test_a_pipeline_is_compiled_once_for_the_image_by_digest(
-    kfp: KfpServer, registry: Registry, file: Path, image: str, package_file: Path, monkeypatch: pytest.MonkeyPatch
+def own(text: str) -> str:
+    """The example with somebody's own addresses in it."""
+    return (text.replace("BUCKET", "proteins").replace("models:/NAME", "models:/plmsae.esm_small.layer2.topk")).replace(
+        "HEX", SHA256
+    )
+
+
+def test_the_committed_example_is_applied_once_the_addresses_are_one_s_own(
+    kfp: KfpServer,
+    registry: Registry,
+    image: str,
+    package_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(ROOT)
-    entry = {"pipeline": "train", "every": "7d", "set": SET}
-    write(file, weekly=entry, other={**entry, "every": "30d"})
-    assert schedule(kfp, "apply", file, "--image", image.partition("@")[0] + ":1.0") == 0
-    (uploaded,) = kfp.state.packages.values()
-    assert uploaded == package_file.read_bytes()
-    assert len(kfp.state.recurring) == 2
+    monkeypatch.setenv("PLMSAE_IMAGE", image.partition("@")[0] + ":1.0")
+    assert cli.main(["schedule", "apply", "--host", kfp.host]) == 2
+    printed = capsys.readouterr().err
+    for example in ("models:/NAME@champion", "s3://BUCKET/uniprot_sprot.dat.gz", "ingest.source_sha256 = HEX"):
+        assert example in printed
+    assert kfp.state.requests == []
+    file = tmp_path / "schedules.yaml"
+    file.write_text(own((ROOT / "pipelines" / "schedules.yaml").read_text()))
+    assert cli.main(["schedule", "apply", str(file), "--host", kfp.host]) == 0
+    of_name = {item["display_name"]: item for item in kfp.state.recurring.values()}
+    assert set(of_name) == {"weekly-reevaluation", "monthly-training"}
+    weekly, monthly = of_name["weekly-reevaluation"], of_name["monthly-training"]
+    assert weekly["trigger"] == {"cron_schedule": {"cron": "0 30 3 * * 0"}}
+    arguments = weekly["runtime_config"]["parameters"]
+    assert arguments["model"] == "models:/plmsae.esm_small.layer2.topk@champion"
+    assert arguments["source"] == "s3://proteins/uniprot_sprot.dat.gz"
+    # Compiled for the image by digest, as `plmsae compile` does.
+    version = monthly["pipeline_version_reference"]["pipeline_version_id"]
+    assert kfp.state.packages[version] == package_file.read_bytes()
+
+
+GUIDE = (ROOT / "docs" / "how-to" / "schedules.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_s_commands_are_those_of_the_command_line() -> None:
+    commands = re.findall(r"^ *(?:run: )?(?:\.venv/bin/)?plmsae (schedule [^#\n]+)", GUIDE, re.MULTILINE)
+    parsed = [cli.build_parser("schedule").parse_args(shlex.split(command)) for command in commands]
+    assert [item.action for item in parsed] == ["apply", "apply", "list", "delete", "apply", "apply"]
+    assert [getattr(item, "prune", None) for item in parsed[-2:]] == [False, True]
+    options = set(re.findall(r"`(--[a-z-]+)`", GUIDE.split("Options are those")[1].split("\n\n")[0]))
+    assert all(option in _help("apply") for option in options)
+
+
+def _help(action: str) -> str:
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+        cli.main(["schedule", action, "--help"])
+    return out.getvalue()
+
+
+def test_the_guide_s_tables_and_examples_are_complete() -> None:
+    keys = set(
+        re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]+) \|", GUIDE.split("## What is")[0], re.MULTILINE)))
+    )
+    assert keys == set(Schedule.model_fields)
+    (example, workflow) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL))
+    committed = yaml.safe_load((ROOT / "pipelines" / "schedules.yaml").read_text())
+    assert example == {name: committed[name] for name in example}
+    assert "KFP_TOKEN" in workflow["jobs"]["schedules"]["env"]
 
 
 def test_namespaces_are_kept_apart(
