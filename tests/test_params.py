@@ -82,7 +82,16 @@ def test_an_override_replaces_a_value(tmp_path: Path) -> None:
     assert load(tmp_path, "demo:\n  k: 8\n", "demo.k=9", "demo.inner.rate=1.5") == Demo(k=9, inner=Inner(rate=1.5))
 
 
-@pytest.mark.parametrize("override", ["demo.k", "k=3", ".k=3", "demo.=3", "demo.k=[", "demo.k.x=3"])
+def test_an_override_without_a_key_is_the_whole_section(tmp_path: Path) -> None:
+    path = write(tmp_path, "demo:\n  k: 8\n  name: other\n")
+    file = ParamsFile(path, ['demo={"k":3}', "demo.name=x"])
+    assert file.section("demo") == {"k": 3, "name": "x"}
+    assert "line" not in file.where("demo.k")
+
+
+@pytest.mark.parametrize(
+    "override", ["demo", "demo=", "demo=[1]", "demo.k", "k=3", ".k=3", "demo.=3", "demo.k=[", "demo.k.x=3"]
+)
 def test_a_malformed_override_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(UserError):
         load(tmp_path, "demo:\n  k: 8\n", override)

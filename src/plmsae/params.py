@@ -80,14 +80,15 @@ class ParamsFile:
     def _apply(self, override: str) -> None:
         key, separator, text = override.partition("=")
         parts = key.split(".")
-        if not separator or len(parts) < 2 or not all(parts):
-            raise UserError(
-                f"override '{override}' is not of the form section.key=value", fix="for example --set train_sae.k=64"
-            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"the value of override '{override}' is not valid YAML", fix="quote it") from error
+        # Without a key it is the whole section.
+        if not separator or not all(parts) or (len(parts) < 2 and not isinstance(value, dict)):
+            raise UserError(
+                f"override '{override}' is not of the form section.key=value", fix="for example --set train_sae.k=64"
+            )
         target = self.data
         for part in parts[:-1]:
             if not isinstance(target.setdefault(part, {}), dict):
@@ -96,7 +97,8 @@ class ParamsFile:
                 )
             target = target[part]
         target[parts[-1]] = value
-        self.lines.pop(tuple(parts), None)
+        for line in [line for line in self.lines if line[: len(parts)] == tuple(parts)]:
+            del self.lines[line]
 
     def section(self, name: str) -> dict[str, Any]:
         """The raw mapping of a section; `a.b` names a sub-section.

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import re
+import shlex
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -16,15 +17,21 @@ import pytest
 import yaml
 
 from plmsae import cli
-from plmsae.cluster.argo import PIPELINES, argo_manifests, argo_stages, argo_text
+from plmsae.cluster import argo_outcome
+from plmsae.cluster.argo import argo_manifests, argo_text
+from plmsae.cluster.argo_graph import PIPELINES, graph
+from plmsae.cluster.argo_tasks import EXIT
 from plmsae.cluster.placement import Placement
 from plmsae.errors import DataError, GateError, TryAgainError, UserError
-from plmsae.params import ParamsFile
-from plmsae.stages.catalog import load_params
+from plmsae.params import ParamsFile, canonical_json, validate
+from plmsae.stages.catalog import load_params, stages
 from plmsae.stages.components import EXAMPLE_IMAGE, task_name
+from plmsae.stages.reevaluation import EVALUATE
 from tests.cluster.argo_models import argo
 from tests.k8s.manifests import K8S, documents, load, problems, references
 from tests.k8s.test_manifests import keys
+from tests.pipeline.test_graph import compiled
+from tests.pipeline.test_graph import tasks as kubeflow_tasks
 from tests.workspace import ROOT
 
 CPU = "registry.example.org/plmsae@sha256:" + 64 * "a"
@@ -50,8 +57,14 @@ def _made(pipeline: Any, overrides: Any, options: Data) -> list[Data]:
     return list(json.loads(json.dumps(found)))
 
 
-def templates(workflow: Data) -> dict[str, Data]:
+def pods(workflow: Data) -> dict[str, Data]:
+    """Name -> template of everything that runs."""
     return {item["name"]: item for item in workflow["spec"]["templates"] if "container" in item}
+
+
+def templates(workflow: Data) -> dict[str, Data]:
+    """Name -> template of the stages."""
+    return {name: item for name, item in pods(workflow).items() if name != EXIT}
 
 
 def tasks(workflow: Data) -> dict[str, Data]:
@@ -103,37 +116,108 @@ def test_the_check_of_the_models_can_fail(path: str, value: Any) -> None:
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_the_graph_is_that_of_the_ports(pipeline: Any) -> None:
-    workflow, chosen = manifests(pipeline)[1], argo_stages(pipeline)
+    workflow, chosen = manifests(pipeline)[1], graph(pipeline)
     found = tasks(workflow)
-    assert set(found) == set(templates(workflow)) == {task_name(stage) for stage in chosen.values()}
-    for stage in chosen.values():
-        sae = "sweep" if pipeline == "sweep" else "train_sae"
-        before = {sae if port.source == "train_sae" else port.source for port in stage.inputs}
-        assert set(found[task_name(stage)].get("dependencies", ())) == {task_name(chosen[name]) for name in before}
+    assert set(found) == set(templates(workflow)) == {task_name(stage) for stage in chosen.stages.values()}
+    for stage in chosen.stages.values():
+        ports = {chosen.sae if port.source == "train_sae" else port.source for port in stage.inputs}
+        before = ports & set(chosen.stages) | {item.stage for item in chosen.given.get(stage.id, ())}
+        before |= {*chosen.after.get(stage.id, ()), *([chosen.when[stage.id].stage] if stage.id in chosen.when else [])}
+        expected = {task_name(chosen.stages[name]) for name in before}
+        assert set(found[task_name(stage)].get("dependencies", ())) == expected
         assert found[task_name(stage)]["template"] == task_name(stage)
     order = list(TopologicalSorter({name: item.get("dependencies", ()) for name, item in found.items()}).static_order())
-    assert order[0] == "ingest"
     assert len(order) == len(found)
+
+
+@pytest.mark.parametrize("pipeline", ["train", "evaluate", "steer"])  # the others have graphs within the graph there
+def test_kubeflow_runs_the_same_tasks_in_the_same_order(pipeline: Any) -> None:
+    theirs = kubeflow_tasks(compiled(pipeline))
+    ours = tasks(manifests(pipeline)[1])
+    assert {name: set(item.get("dependencies", ())) for name, item in ours.items()} == {
+        name: set(item.get("dependentTasks", ())) for name, item in theirs.items()
+    }
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_what_a_task_reads_is_what_another_writes(pipeline: Any) -> None:
-    workflow, chosen = manifests(pipeline)[1], argo_stages(pipeline)
+    workflow, chosen = manifests(pipeline)[1], graph(pipeline)
     written, read = {}, {}
-    for stage in chosen.values():
+    for stage in chosen.stages.values():
         arguments = templates(workflow)[task_name(stage)]["container"]["args"]
         pairs = list(itertools.pairwise(arguments))
         moved = dict(value.split("=", 1) for option, value in pairs if option == "--input")
+        left_out = {value for option, value in pairs if option == "--without"}
         written[task_name(stage)] = next((v for option, v in pairs if option == "--output"), str(stage.output))
         usual = {port.name: f"outputs/{port.source.replace('@', '/')}" for port in stage.inputs}
-        read[task_name(stage)] = set((usual | moved).values())
+        read[task_name(stage)] = {folder for port, folder in (usual | moved).items() if port not in left_out}
+        assert left_out <= {port.name for port in stage.inputs if port.optional}
+        for item in templates(workflow)[task_name(stage)].get("outputs", {}).get("parameters", ()):
+            assert item["valueFrom"] == {"path": f"/workspace/{stage.output}/values/{item['name']}"}
     assert len(set(written.values())) == len(written)
     for name, folders in read.items():
-        assert folders == {written[before] for before in tasks(workflow)[name].get("dependencies", ())}, name
+        if pipeline == "reevaluate":
+            assert not folders, "its tasks read the registry"
+            continue
+        values = {item.partition(".")[2].partition(".")[0] for item in handed_on(tasks(workflow)[name]).values()}
+        before = tasks(workflow)[name].get("dependencies", ())
+        assert folders == {written[each] for each in before if each not in values}, name
+
+
+def test_a_re_evaluation_goes_by_what_has_changed() -> None:
+    """As in Kubeflow: one version from the first task to the last, and the verdict also of what drifted before."""
+    found = tasks(manifests("reevaluate")[1])
+    action = "{{tasks.changes.outputs.parameters.action}}"
+    assert list(found) == ["changes", "reevaluate", "verdict"]
+    assert "when" not in found["changes"]
+    assert found["reevaluate"]["when"] == f"{action} == evaluate"
+    assert found["verdict"]["when"] == f"{action} != nothing"
+    assert found["verdict"]["dependencies"] == ["changes", "reevaluate"]
+    pods = templates(manifests("reevaluate")[1])
+    assert "reevaluate.model={{inputs.parameters.uri}}" in pods["verdict"]["container"]["args"]
+    assert pods["reevaluate"]["container"]["args"][1:] == [
+        "--set",
+        "reevaluate.model={{inputs.parameters.uri}}",
+        "--set",
+        "reevaluate.source={{workflow.parameters.source}}",
+    ]
+    assert EVALUATE == "evaluate"
+    text = (ROOT / "pipelines" / "reevaluate.yaml").read_text(encoding="utf-8")
+    assert "== 'evaluate'" in text
+    assert "== 'drifted'" in text
+
+
+def test_the_webhook_is_a_secret_of_those_who_tell() -> None:
+    for pipeline in PIPELINES:
+        having = {name for name, item in pods(manifests(pipeline)[1]).items() if "plmsae-webhook" in str(item)}
+        assert having == ({"verdict", EXIT} if pipeline == "reevaluate" else set())
+        for name in having:  # so that the one knows of the other's end of the run
+            environment = pods(manifests(pipeline)[1])[name]["container"]["env"]
+            assert {"name": "KFP_RUN_ID", "value": "{{workflow.name}}"} in environment
+
+
+def handed_on(task: Data) -> dict[str, str]:
+    """Name -> `tasks.NAME.outputs.parameters.NAME` of the values that a task gets from others."""
+    given = task.get("arguments", {}).get("parameters", ())
+    return {item["name"]: item["value"].removeprefix("{{").removesuffix("}}") for item in given}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_value_that_a_task_gets_is_one_that_another_has(pipeline: Any) -> None:
+    workflow = manifests(pipeline)[1]
+    for name, task in tasks(workflow).items():
+        wanted = {item["name"] for item in templates(workflow)[name].get("inputs", {}).get("parameters", ())}
+        assert set(handed_on(task)) == wanted
+        assert set(re.findall(r"{{inputs\.parameters\.(\w+)}}", json.dumps(templates(workflow)[name]))) == wanted
+        for value in handed_on(task).values():
+            _, producer, *_, key = value.split(".")
+            assert producer in task["dependencies"]
+            has = {item["name"] for item in templates(workflow)[producer]["outputs"]["parameters"]}
+            assert key in has <= {item.name for item in stages()[producer.replace("-", "_")].values}
 
 
 def pod(workflow: Data, template: Data) -> Data:
-    """The pod of a task as Argo puts it together, but for Argo's own containers."""
+    """The pod of a template as Argo puts it together, but for Argo's own containers."""
     spec = workflow["spec"]
     used = {mount["name"] for mount in template["container"]["volumeMounts"]}
     claims = [{"name": item["metadata"]["name"], "persistentVolumeClaim": {}} for item in spec["volumeClaimTemplates"]]
@@ -148,11 +232,13 @@ def pod(workflow: Data, template: Data) -> Data:
 def test_every_pod_keeps_the_rules(pipeline: Any) -> None:
     workflow = manifests(pipeline)[1]
     volumes = {item["name"] for item in workflow["spec"]["volumes"]} | {"workspace"}
-    for template in templates(workflow).values():
+    for name, template in pods(workflow).items():
         # The token is for Argo's executor, which reports from the same pod.
         assert problems(pod(workflow, template)) == ["mounts a token that it does not need"]
         assert {mount["name"] for mount in template["container"]["volumeMounts"]} <= volumes
-        assert template["container"]["workingDir"] == "/workspace"
+        assert template["activeDeadlineSeconds"] > 0
+        assert template["retryStrategy"]["expression"].startswith("not (asInt(lastRetry.exitCode) in")
+        assert template["container"].get("workingDir") == (None if name == EXIT else "/workspace")
 
 
 def test_a_pod_that_breaks_a_rule_is_found() -> None:
@@ -164,10 +250,11 @@ def test_a_pod_that_breaks_a_rule_is_found() -> None:
 def test_what_the_tasks_read_is_in_the_manifests_of_the_namespace() -> None:
     params, workflow = manifests()
     known = {"Secret": keys("Secret"), "ConfigMap": keys("ConfigMap") | {params["metadata"]["name"]: {"params.yaml"}}}
-    for template in templates(workflow).values():
+    for template in pods(workflow).values():
         for kind, name, key in references(pod(workflow, template)):
             assert not key or key in known[kind][name]
             assert name in known[kind]
+    for template in templates(workflow).values():
         required = [item["name"] for item in template["container"]["env"] if "optional" not in str(item)]
         assert [name for name in required if name != "PLMSAE_IMAGE_REF"] == ["MLFLOW_TRACKING_URI"]
     accounts = [item.data for item in documents(K8S / "base") if item.data["kind"] == "Role"]
@@ -180,7 +267,7 @@ def test_what_the_tasks_read_is_in_the_manifests_of_the_namespace() -> None:
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_every_stage_gets_what_it_declares(pipeline: Any) -> None:
     workflow = manifests(pipeline)[1]
-    for stage in argo_stages(pipeline).values():
+    for stage in graph(pipeline).stages.values():
         template, need = templates(workflow)[task_name(stage)], stage.resources
         container = template["container"]
         assert container["command"] == ["plmsae", "run", stage.id]
@@ -200,6 +287,21 @@ def test_only_what_may_succeed_a_second_time_is_repeated() -> None:
     final = [UserError("").exit_code, DataError("").exit_code, GateError("").exit_code]
     assert expressions == {f"not (asInt(lastRetry.exitCode) in {final})"}
     assert TryAgainError("").exit_code not in final
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_the_exit_task_runs_whatever_happened_and_reads_what_argo_says(
+    pipeline: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workflow = manifests(pipeline)[1]
+    assert workflow["spec"]["onExit"] == EXIT
+    assert EXIT not in tasks(workflow)
+    container = pods(workflow)[EXIT]["container"]
+    assert container["command"] == ["python", "-m", argo_outcome.__name__]
+    said = {"name": "run-1", "status": "Failed", "failures": "[]", "parameters.model": "models:/a@b"}
+    arguments = [re.sub(r"{{workflow\.([\w.]+)}}", lambda found: said[found[1]], item) for item in container["args"]]
+    assert argo_outcome.main(arguments) == 0
+    assert "run-1 ended as FAILED" in capsys.readouterr().out
 
 
 def test_processes_of_a_training_multiply_what_it_asks_for_and_nodes_are_refused() -> None:
@@ -223,7 +325,9 @@ def resolved(pipeline: Any, tmp_path: Path, found: list[Data], **knobs: str) -> 
     (tmp_path / "params.yaml").write_text(params["data"]["params.yaml"], encoding="utf-8")
     values = {item["name"]: item.get("value") for item in workflow["spec"]["arguments"]["parameters"]} | knobs
     answer = {}
-    for stage in argo_stages(pipeline).values():
+    for stage in graph(pipeline).stages.values():
+        if stage.id in graph(pipeline).given:
+            continue
         arguments = templates(workflow)[task_name(stage)]["container"]["args"]
         assert arguments[0] == "--params=/etc/plmsae/params.yaml"
         overrides = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
@@ -236,10 +340,18 @@ def resolved(pipeline: Any, tmp_path: Path, found: list[Data], **knobs: str) -> 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_the_arguments_give_the_parameters_of_the_file(pipeline: Any, tmp_path: Path) -> None:
-    file = ParamsFile(PARAMS, SOURCE)
-    expected = {stage.id: load_params(file, stage) for stage in argo_stages(pipeline).values()}
-    assert resolved(pipeline, tmp_path, manifests(pipeline, *SOURCE)) == expected
-    by_hand = resolved(pipeline, tmp_path, manifests(pipeline), **dict(item[7:].split("=") for item in SOURCE))
+    overrides = [*SOURCE, "reevaluate.source=s3://bucket/newest.dat.gz"]
+    chosen = graph(pipeline)
+    expected = {
+        name: load_params(ParamsFile(PARAMS, overrides), stage)
+        for name, stage in chosen.stages.items()
+        if name not in chosen.given
+    }
+    assert resolved(pipeline, tmp_path, manifests(pipeline, *overrides)) == expected
+    if pipeline == "reevaluate":
+        by_hand = resolved(pipeline, tmp_path, manifests(pipeline, *SOURCE), source="s3://bucket/newest.dat.gz")
+    else:
+        by_hand = resolved(pipeline, tmp_path, manifests(pipeline), **dict(item[7:].split("=") for item in SOURCE))
     assert by_hand == expected
 
 
@@ -257,9 +369,36 @@ def test_a_knob_reaches_every_stage_that_has_it(tmp_path: Path) -> None:
     assert resolved("sweep", tmp_path, manifests("sweep", *SOURCE), grid=grid)["sweep"].grid == {"k": [4, 8]}
 
 
+@pytest.mark.parametrize("store", ["", "s3://bucket/store"])
+def test_the_activations_are_those_of_the_registered_sae(store: str, tmp_path: Path) -> None:
+    """What `resolve` says takes the place of the file's section, for another model, layer and hook than the file's."""
+    params, workflow = manifests("evaluate", "extract_activations.precision=bfloat16", *SOURCE)
+    (tmp_path / "params.yaml").write_text(params["data"]["params.yaml"], encoding="utf-8")
+    others = {"hook": "mlp", "plm_revision": 'it\'s: "odd" {{[', "also": [], "dtype": "float32", "threads": 1}
+    values = {"plm": "esm2_t6_8M_UR50D", "layer": 5, "store": store, "seed": 3}
+    said = {**values, "extract_activations_params": canonical_json(others), "uri": "models:/a.b/7"}
+    digest = 64 * "1"
+
+    def given(stage_id: str) -> Any:
+        container = templates(workflow)[task_name(stages()[stage_id])]["container"]
+        overrides = [value for option, value in itertools.pairwise(container["args"]) if option == "--set"]
+        for name, value in {**said, "package_sha256": digest}.items():
+            overrides = [item.replace("{{inputs.parameters." + name + "}}", str(value)) for item in overrides]
+        return load_params(ParamsFile(tmp_path / "params.yaml", overrides), stages()[stage_id])
+
+    section = {**others, **values, "store": store or None}
+    assert given("extract_activations") == validate(
+        stages()["extract_activations"].params, section, section="extract_activations"
+    )
+    assert (given("pull").uri, given("pull").package_sha256) == ("models:/a.b/7", digest)
+    asked = {item["name"] for item in workflow["spec"]["arguments"]["parameters"]}
+    assert {"model", "source", "source_sha256"} <= asked
+    assert not {"plm", "layer", "store"} & asked
+
+
 def test_a_seed_of_the_members_is_not_that_of_the_proteins(tmp_path: Path) -> None:
     overrides = (*SOURCE, "train_sae.seed=5")
-    stage = argo_stages("sweep")["sweep"]
+    stage = stages()["sweep"]
     found = resolved("sweep", tmp_path, manifests("sweep", *overrides), seed="7")
     assert found["sweep"] == load_params(ParamsFile(PARAMS, overrides), stage)
     assert found["ingest"].seed == 7
@@ -307,6 +446,20 @@ def test_a_schedule_that_cannot_start_is_refused(overrides: list[str], schedule:
         manifests("train", *overrides, schedule=schedule)
 
 
+@pytest.mark.parametrize("overrides", [["reevaluate.source=s3://bucket/newest.dat.gz"], SOURCE[:1]])
+def test_a_re_evaluation_by_the_clock_asks_for_the_newest_bytes(overrides: list[str]) -> None:
+    """An address is enough: nothing is pinned."""
+    found = manifests("reevaluate", *overrides, schedule="0 3 * * 0")
+    for item in found:
+        check(item)
+    assert found[2]["spec"]["schedules"] == ["0 3 * * 0"]
+    given = {item["name"]: item["value"] for item in found[1]["spec"]["arguments"]["parameters"]}
+    assert given == {"model": "", "source": overrides[0].partition("=")[2]}
+    with pytest.raises(UserError, match="asks nobody for source") as caught:
+        manifests("reevaluate", schedule="0 3 * * 0")
+    assert "reevaluate.source=s3://" in str(caught.value)
+
+
 def test_a_file_of_this_machine_is_no_default() -> None:
     parameters = manifests()[1]["spec"]["arguments"]["parameters"]
     assert [item["name"] for item in parameters if "value" not in item] == ["source", "source_sha256"]
@@ -330,7 +483,7 @@ def test_compile_writes_the_manifests(tmp_path: Path, monkeypatch: pytest.Monkey
     ("arguments", "message"),
     [
         (["train", "--argo", "--image", "plmsae:dev"], "not named by digest"),
-        (["evaluate", "--argo", "--image", CPU], "no Argo manifest of 'evaluate'"),
+        (["evaluat", "--argo", "--image", CPU], "no Argo manifest of 'evaluat'"),
         (["train", "--argo", "--image", CPU, "--state-claim", "x"], "the volume of the run keeps the checkpoints"),
         (["train", "--argo", "--image", CPU, "--set", "train_sae.q=1"], "train_sae.q"),
         (["train", "--image", CPU, "--schedule", "0 2 * * 0"], "are for --argo"),
@@ -345,19 +498,28 @@ def test_compile_refuses(
     assert not (tmp_path / "x.yaml").exists()
 
 
-def test_the_documented_command_makes_what_the_page_applies(
+def test_the_documented_commands_make_what_the_page_applies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     page = (ROOT / "docs" / "how-to" / "argo.md").read_text(encoding="utf-8")
-    (line,) = [line.strip() for line in page.splitlines() if line.startswith("    plmsae compile")]
-    command = line.replace("REGISTRY", "registry.example.org").replace("DIGEST", 64 * "a").split()
-    assert command.pop(0) == "plmsae"
+    lines = [line.strip() for line in page.splitlines() if line.startswith("    plmsae compile")]
     (tmp_path / "params.yaml").write_bytes(PARAMS.read_bytes())
     monkeypatch.chdir(tmp_path)
-    assert cli.main(command) == 0
-    assert "-> train.yaml\nkubectl apply -f train.yaml" in capsys.readouterr().out
-    workflow = load(tmp_path / "train.yaml")[1]
-    assert "kubectl apply -n plmsae -f train.yaml" in page
-    assert f"--from workflowtemplate/{workflow['metadata']['name']}" in page
-    named = {item["name"] for item in workflow["spec"]["arguments"]["parameters"]}
-    assert set(re.findall(r"-p (\w+)=", page)) <= named
+    named: dict[str, set[str]] = {}
+    for line in lines:
+        command = shlex.split(line.replace("REGISTRY", "registry.example.org").replace("DIGEST", 64 * "a"))
+        assert command.pop(0) == "plmsae"
+        assert cli.main(command) == 0
+        pipeline = command[1]
+        assert f"-> {pipeline}.yaml\nkubectl apply -f {pipeline}.yaml" in capsys.readouterr().out
+        assert f"kubectl apply -n plmsae -f {pipeline}.yaml" in page
+        workflow, *clock = load(tmp_path / f"{pipeline}.yaml")[1:]
+        named[workflow["metadata"]["name"]] = {item["name"] for item in workflow["spec"]["arguments"]["parameters"]}
+        assert bool(clock) == ("--schedule" in command)
+    assert set(named) == {"plmsae-train", "plmsae-reevaluate"}
+    assert "--from workflowtemplate/plmsae-train" in page
+    asked = re.findall(r"-p (\w+)=", page.partition("argo submit")[2].partition("##")[0])
+    assert asked
+    assert set(asked) <= named["plmsae-train"]
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", page, re.MULTILINE)
+    assert [name for name, _ in rows if name in PIPELINES] == list(PIPELINES)

@@ -13,6 +13,7 @@ from tests.k8s.network import NAME_LABEL, selects
 Data = dict[str, Any]
 KINDS = {
     "ConfigMap",
+    "CronJob",
     "Deployment",
     "LimitRange",
     "Namespace",
@@ -35,8 +36,11 @@ QUOTAS = {
     *("pods", "requests.nvidia.com/gpu", "persistentvolumeclaims", "requests.storage"),
     *("services.loadbalancers", "services.nodeports"),
 }
+# What a second attempt cannot mend: a user's error, invalid data, a gate (`plmsae.errors`).
+FINAL = {2, 3, 4}
+# `tokens` are counted, and no secret.
 SECRET = re.compile(
-    r"AKIA[0-9A-Z]{16}|-----BEGIN|(password|secret|token)\w*[=:]\s*[^\s$]|://[^/\s:@]+:[^$/\s@][^@/]*@", re.I
+    r"AKIA[0-9A-Z]{16}|-----BEGIN|(password|secret|token(?!s))\w*[=:]\s*[^\s$]|://[^/\s:@]+:[^$/\s@][^@/]*@", re.I
 )
 # An image of this machine, by the version in its tag.
 LOADED = re.compile(r"localhost/[a-z0-9._-]+:[0-9]+\.[0-9]+\.[0-9]+")
@@ -52,6 +56,7 @@ def violations(objects: list[Data], *, loaded_images: bool = False) -> list[str]
     return [
         *_kinds(objects),
         *_pods(objects, loaded_images),
+        *_jobs(objects),
         *_accounts(objects),
         *_rights(objects),
         *_deny(objects),
@@ -91,6 +96,44 @@ def _pods(objects: list[Data], loaded_images: bool) -> Iterator[str]:
                 yield f"{item['metadata']['name']}: {problem}"
         if pod.get("serviceAccountName", "default") not in of(objects, "ServiceAccount"):
             yield f"{item['metadata']['name']}: an account that does not exist"
+
+
+def _jobs(objects: list[Data]) -> Iterator[str]:
+    ways_out = [item["spec"] for item in of(objects, "NetworkPolicy").values() if "egress" in item["spec"]]
+    for name, item in of(objects, "CronJob").items():
+        spec = item["spec"]
+        job = spec["jobTemplate"]["spec"]
+        pod = job["template"]["spec"]
+        if spec.get("suspend") is not True:
+            yield f"{name} starts before anybody has named an SAE and its data"
+        if spec.get("concurrencyPolicy") != "Forbid":
+            yield f"{name} may run twice at once"
+        if not spec.get("timeZone"):
+            yield f"{name} starts by the clock of some node"
+        if not spec.get("startingDeadlineSeconds"):
+            yield f"{name} is never too late"
+        if not {"successfulJobsHistoryLimit", "failedJobsHistoryLimit"} <= set(spec):
+            yield f"{name} does not say how many pods it keeps"
+        if not job.get("activeDeadlineSeconds"):
+            yield f"{name} may run for ever"
+        if pod.get("restartPolicy") != "Never":
+            yield f"{name} is started again whatever its exit code"
+        codes = {
+            code
+            for rule in job.get("podFailurePolicy", {}).get("rules", ())
+            if rule["action"] == "FailJob"
+            and rule["onExitCodes"]["operator"] == "In"
+            and rule["onExitCodes"].get("containerName") in {container["name"] for container in pod["containers"]}
+            for code in rule["onExitCodes"]["values"]
+        }
+        if codes != FINAL:
+            yield f"{name} repeats what cannot succeed, or not what may"
+        labels = job["template"]["metadata"]["labels"]
+        if not [way for way in ways_out if way["podSelector"] and selects(way["podSelector"], labels)]:
+            yield f"{name} reaches nothing"
+        claims = {volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod.get("volumes", ())}
+        if not claims - {None} or claims - {None} - set(of(objects, "PersistentVolumeClaim")):
+            yield f"{name} has no volume that outlives it"
 
 
 def _accounts(objects: list[Data]) -> Iterator[str]:

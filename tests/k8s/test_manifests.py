@@ -171,7 +171,7 @@ def test_what_a_pod_reads_and_mounts_exists(document: Document) -> None:
     volumes = {volume["name"] for volume in pod.get("volumes", ())} | claims
     mounts = {mount["name"] for container in containers(pod) for mount in container.get("volumeMounts", ())}
     assert mounts == volumes
-    accounts = {item.data["metadata"]["name"] for item in BASE if item.data["kind"] == "ServiceAccount"}
+    accounts = {item.data["metadata"]["name"] for item in DOCUMENTS if item.data["kind"] == "ServiceAccount"}
     assert pod.get("serviceAccountName") in {None, *accounts}
 
 

@@ -15,14 +15,18 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from plmsae.artifacts.sources import is_remote
+from plmsae.cli import build_parser
+from plmsae.errors import DataError, GateError, TryAgainError, UserError
+from plmsae.registry.versions import registry_name
 from plmsae.stages.catalog import stages
 from plmsae.stages.components import EXAMPLE_IMAGE
 from tests.cluster.test_train_job import job
 from tests.cluster.trainer_server import check_runtime
 from tests.k8s.kustomize import RefusedError, render
-from tests.k8s.manifests import IMAGE, K8S, containers, load, pod_spec, problems, references
+from tests.k8s.manifests import IMAGE, K8S, ROOT, containers, load, pod_spec, problems, references
 from tests.k8s.network import Peer, allowed, selects
-from tests.k8s.policies import of, violations
+from tests.k8s.policies import FINAL, of, violations
 from tests.k8s.test_trainer import merged
 
 Data = dict[str, Any]
@@ -92,6 +96,7 @@ def _drop_all(kind: str) -> Callable[[list[Data]], None]:
 _MLFLOW = "spec/template/spec"
 _CONTAINER = f"{_MLFLOW}/containers/0"
 _EGRESS = "spec/egress/0"
+_JOB = "spec/jobTemplate/spec"
 _ALL = {"ipBlock": {"cidr": "0.0.0.0/0"}}
 _IMAGE = f"{_CONTAINER}/image"
 DAMAGES: list[tuple[Callable[[list[Data]], None], str]] = [
@@ -151,6 +156,37 @@ DAMAGES: list[tuple[Callable[[list[Data]], None], str]] = [
         "carries a secret",
     ),
     (_set("Deployment", "plmsae-mlflow", f"{_CONTAINER}/args/0", "--password=hunter2"), "carries a secret"),
+    (_set("ConfigMap", "plmsae", "data/KEY", "token: x7"), "carries a secret"),
+    *(
+        (_set("CronJob", "plmsae-reevaluate", path, value), expected)
+        for path, value, expected in (
+            ("spec/suspend", False, "before anybody has named"),
+            ("spec/suspend", None, "before anybody has named"),
+            ("spec/concurrencyPolicy", "Allow", "may run twice"),
+            ("spec/timeZone", None, "clock of some node"),
+            ("spec/startingDeadlineSeconds", None, "never too late"),
+            ("spec/failedJobsHistoryLimit", None, "how many pods it keeps"),
+            (f"{_JOB}/activeDeadlineSeconds", None, "may run for ever"),
+            (f"{_JOB}/template/spec/restartPolicy", "OnFailure", "whatever its exit code"),
+            (f"{_JOB}/podFailurePolicy", None, "what cannot succeed"),
+            (f"{_JOB}/podFailurePolicy/rules/0/onExitCodes/values", [2, 3], "what cannot succeed"),
+            (f"{_JOB}/podFailurePolicy/rules/0/onExitCodes/values", [2, 3, 4, 75], "or not what may"),
+            (f"{_JOB}/podFailurePolicy/rules/0/onExitCodes/operator", "NotIn", "what cannot succeed"),
+            (f"{_JOB}/podFailurePolicy/rules/0/onExitCodes/containerName", "other", "what cannot succeed"),
+            (f"{_JOB}/podFailurePolicy/rules/0/action", "Count", "what cannot succeed"),
+            (f"{_JOB}/template/metadata/labels", {"app": "x"}, "reaches nothing"),
+            (f"{_JOB}/template/spec/volumes/1", {"name": "workspace", "emptyDir": {"sizeLimit": "1Gi"}}, "outlives"),
+            (f"{_JOB}/template/spec/volumes/1/persistentVolumeClaim/claimName", "none", "outlives"),
+            (f"{_JOB}/template/spec/serviceAccountName", "admin", "an account that does not exist"),
+            (f"{_JOB}/template/spec/automountServiceAccountToken", None, "mounts a token"),
+            (f"{_JOB}/template/spec/containers/0/securityContext/readOnlyRootFilesystem", False, "its root"),
+            (f"{_JOB}/template/spec/containers/0/resources/limits", None, "has no limits"),
+            (f"{_JOB}/template/spec/containers/0/image", "docker.io/library/plmsae:latest", "named by digest"),
+            (f"{_JOB}/template/spec/containers/0/env/7", {"name": "TOKEN", "value": "x"}, "carries the value"),
+        )
+    ),
+    (_set("ServiceAccount", "plmsae-reevaluator", "automountServiceAccountToken", None), "no use for it"),
+    (_drop("PersistentVolumeClaim", "plmsae-reevaluate"), "no volume that outlives it"),
 ]
 
 
@@ -214,6 +250,7 @@ INSIDE = {
     "task": {"workflows.argoproj.io/workflow": "run", "pipeline/runid": "1"},
     "worker": {"jobset.sigs.k8s.io/jobset-name": "plmsae-0"},
     "promoter": {"plmsae.io/role": "promoter"},
+    "reevaluator": {"plmsae.io/role": "reevaluator"},
     "stranger": {"app": "other"},
 }
 OUTSIDE = {
@@ -228,22 +265,29 @@ COMMON = {
     *((pod, "dns", 53) for pod in INSIDE),
     ("task", "mlflow", 5000),
     ("promoter", "mlflow", 5000),
+    ("reevaluator", "mlflow", 5000),
     *(("task", "kubeflow", port) for port in (8080, 8333, 8887, 8888, 9000)),
     *(("worker", "worker", port) for port in PORTS),
 }
 WAYS = {
     "laptop": COMMON
     | {("mlflow", "postgres", 5432)}
-    | {(pod, "object-store", 8333) for pod in ("mlflow", "task", "worker")}
+    | {(pod, "object-store", 8333) for pod in ("mlflow", "task", "worker", "reevaluator")}
     | {("task", "kubernetes", port) for port in (443, 6443)},
     "production": COMMON
     | {("mlflow", "database", 5432)}
-    | {(pod, "bucket", 443) for pod in ("mlflow", "task", "worker")}
+    | {(pod, "bucket", 443) for pod in ("mlflow", "task", "worker", "reevaluator")}
+    | {("reevaluator", "webhook", 443)}
     | {("task", "kubernetes", port) for port in (443, 6443)},
 }
 ADDRESSES = {
     "laptop": {"kubernetes": "172.18.0.2"},
-    "production": {"kubernetes": "192.0.2.10", "database": "198.51.100.10", "bucket": "203.0.113.7"},
+    "production": {
+        "kubernetes": "192.0.2.10",
+        "database": "198.51.100.10",
+        "bucket": "203.0.113.7",
+        "webhook": "198.51.100.20",
+    },
 }
 
 
@@ -298,11 +342,16 @@ def test_the_services_and_the_largest_task_fit_into_the_quota(overlay: str) -> N
     objects = OVERLAYS[overlay]
     hard = of(objects, "ResourceQuota")["plmsae"]["spec"]["hard"]
     container, claim = of(objects, "LimitRange")["plmsae"]["spec"]["limits"]
-    pods = [pod for pod in map(pod_spec, objects) if pod]
+    jobs, pods = ([pod_spec(item) for item in objects if (item["kind"] == "CronJob") == is_job] for is_job in (1, 0))
+    pods = [pod for pod in pods if pod]
+    (job,) = [
+        containers(pod)[0]["resources"]["limits"] for pod in jobs if pod
+    ]  # no larger than a task: one or the other
     for what, largest in (
         ("cpu", max(float(stage.resources.cpu) for stage in stages().values())),
         ("memory", max(stage.resources.memory_gib for stage in stages().values()) * 2.0**30),
     ):
+        assert number(job[what]) <= largest
         assert largest <= number(container["max"][what])
         for kind, of_others in (("requests", "defaultRequest"), ("limits", "default")):
             services = sum(number(item["resources"][kind][what]) for pod in pods for item in containers(pod))
@@ -316,6 +365,29 @@ def test_the_services_and_the_largest_task_fit_into_the_quota(overlay: str) -> N
     assert len(sizes) <= int(hard["persistentvolumeclaims"])
     assert sum(sizes) <= number(hard["requests.storage"])
     assert max(sizes) <= number(claim["max"]["storage"])
+
+
+@pytest.mark.parametrize("overlay", NAMES)
+def test_the_job_by_the_clock_is_the_stage_that_re_evaluates(overlay: str) -> None:
+    """With its time and its resources, and with the parameters of `params.yaml`."""
+    objects, stage = OVERLAYS[overlay], stages()["reevaluate"]
+    job = of(objects, "CronJob")["plmsae-reevaluate"]["spec"]["jobTemplate"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    amounts = {"cpu": str(stage.resources.cpu), "memory": f"{stage.resources.memory_gib}Gi"}
+    assert container["resources"] == {"requests": amounts, "limits": amounts}
+    assert job["activeDeadlineSeconds"] == stage.resources.timeout_hours * 3600
+    arguments = build_parser("reevaluate").parse_args([*container["command"][1:], *container["args"]])
+    assert is_remote(arguments.data)
+    text = of(objects, "ConfigMap")["plmsae-reevaluate"]["data"][arguments.params.name]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert yaml.safe_load(text) == params, "run: make render"
+    place, architecture = params["extract_activations"], params["train_sae"]["architecture"]
+    name = registry_name(place["plm"], place["layer"], place["hook"], architecture)
+    assert arguments.model == f"models:/{name}@champion", "what the default parameters register"
+    mounts = {item["mountPath"]: item["name"] for item in container["volumeMounts"]}
+    volumes = {item["name"]: item for item in job["template"]["spec"]["volumes"]}
+    assert volumes[mounts[str(arguments.params.parent)]]["configMap"] == {"name": "plmsae-reevaluate"}
+    assert "persistentVolumeClaim" in volumes[mounts[container["workingDir"]]]
 
 
 @pytest.mark.parametrize("overlay", NAMES)
@@ -358,6 +430,11 @@ def test_the_ways_of_the_network_are_in_the_readme() -> None:
     for items in OVERLAYS.values():
         for name in of(items, "NetworkPolicy"):
             assert f"`{name}`" in text, name
+
+
+def test_the_final_exit_codes_are_those_that_a_second_attempt_cannot_mend() -> None:
+    assert {UserError("").exit_code, DataError("").exit_code, GateError("").exit_code} == FINAL
+    assert TryAgainError("").exit_code not in FINAL
 
 
 def test_the_rollback_job_may_ask_the_registry() -> None:

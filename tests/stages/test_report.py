@@ -9,12 +9,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from plmsae import cli
 from plmsae.artifacts.manifest import list_files, read_manifest, write_manifest
 from plmsae.errors import UserError
+from plmsae.registry.connection import connect, experiment_id
 from plmsae.stages import report
 from plmsae.stages.execute import execute
 from plmsae.stages.report import ReportParams
+from tests.registry.fixtures import empty_registry
 from tests.registry.outputs import MORE, write_outputs
+from tests.workspace import ROOT
+
+__all__ = ["empty_registry"]
 
 EVALUATIONS = [port.name for port in report.STAGE.inputs if port.source.startswith("evaluate@")]
 RESULTS = [port.name for port in report.STAGE.inputs if port.kind == "result"]
@@ -52,6 +58,18 @@ def test_one_page_has_every_evaluation_and_needs_no_other_file(root: Path) -> No
     again = root / "again"
     execute(report.STAGE, ReportParams(num_report_concepts=2), root=root, without=["steering"], output=again)
     assert (again / "report.html").read_text(encoding="utf-8") == text
+
+
+def test_asked_to_the_page_is_kept_in_mlflow(root: Path, empty_registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(empty_registry, root / ".plmsae")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.chdir(root)
+    assert cli.main(["run", "report", "--track", "--without", "steering", "--params", str(ROOT / "params.yaml")]) == 0
+    with connect(root) as client:
+        (run,) = client.search_runs([experiment_id(client, root)], "tags.stage = 'report'")
+        kept = Path(client.download_artifacts(run.info.run_id, "report.html", str(root)))
+    assert kept.read_bytes() == (root / "outputs" / "report" / "report.html").read_bytes()
 
 
 def test_a_table_of_concepts_of_another_evaluation_is_not_taken_for_the_concepts(root: Path) -> None:

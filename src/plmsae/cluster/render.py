@@ -8,29 +8,38 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from plmsae.cluster.argo import PIPELINES, argo_manifests, argo_text
+from plmsae.cluster.argo import argo_manifests, argo_text, params_text
+from plmsae.cluster.argo_graph import PIPELINES
+from plmsae.cluster.argo_tasks import PARAMS_FILE
 from plmsae.cluster.compile import compile_components, compile_pipeline, pipeline_names
 from plmsae.errors import PlmsaeError
 from plmsae.params import ParamsFile
 from plmsae.stages import render
 from plmsae.stages.components import EXAMPLE_IMAGE
-from plmsae.stages.spec import Pipeline
 
 
 def pipeline_targets(root: Path) -> dict[str, str]:
-    """Relative path -> text of every compiled pipeline, for Kubeflow and for Argo, and every component."""
+    """Relative path -> text of what is made of the pipelines: packages for Kubeflow, manifests, components."""
     return {
         **{
             f"pipelines/{name}.yaml": compile_pipeline(name, image=EXAMPLE_IMAGE, root=root)
             for name in pipeline_names(root)
         },
         **{f"pipelines/argo/{name}.yaml": _argo(name, root) for name in PIPELINES},
+        "k8s/components/schedules/parameters.yaml": _parameters(root),
         **compile_components(image=EXAMPLE_IMAGE, root=root),
     }
 
 
-def _argo(pipeline: Pipeline, root: Path) -> str:
+def _argo(pipeline: str, root: Path) -> str:
     return argo_text(argo_manifests(pipeline, ParamsFile(root / "params.yaml"), image=EXAMPLE_IMAGE))
+
+
+def _parameters(root: Path) -> str:
+    """What the CronJob of `k8s/components/schedules` reads."""
+    data = {PARAMS_FILE: params_text(ParamsFile(root / "params.yaml"))}
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "plmsae-reevaluate"}, "data": data}
+    return argo_text([settings], "`make render` from params.yaml")
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--without", action="append", default=[], metavar="PORT", help="leave out an optional input")
     parser.add_argument("--output", type=Path, help="output folder (outputs/STAGE)")
+    parser.add_argument("--track", action="store_true", help="log it to MLflow, its page as well, also where it is not")
     parser.add_argument(
         "--executor-input", metavar="JSON", help="run as a Kubeflow task: parameters, inputs and outputs are in JSON"
     )
@@ -47,6 +49,7 @@ def main(args: argparse.Namespace) -> int:
         if not separator:
             raise UserError(f"--input '{item}' is not of the form port=folder", fix="--input activations=FOLDER")
         inputs[port] = Path(folder)
+    stage = replace(stage, tracked=stage.tracked or args.track)
     result = execute(stage, params, root=Path.cwd(), inputs=inputs, without=args.without, output=args.output)
     _print(args, stage, result, args.output or stage.output)
     return 0
@@ -57,7 +60,7 @@ def _run_task(args: argparse.Namespace, stage: Stage) -> int:
     from plmsae.errors import UserError
     from plmsae.stages.executor_input import run_task
 
-    if args.set or args.input or args.without or args.output:
+    if args.set or args.input or args.without or args.output or args.track:
         raise UserError("--executor-input holds parameters, inputs and outputs", fix="leave the other options out")
     result, output = run_task(stage, args.executor_input, root=Path.cwd(), nodes=TrainJobLauncher.from_environment())
     _print(args, stage, result, output)
