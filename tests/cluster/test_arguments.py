@@ -12,11 +12,10 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from plmsae import cli
-from plmsae.cluster.compile import compile_pipeline
 from plmsae.params import ParamsFile, params_sha256
 from plmsae.stages.catalog import load_params, stages, stages_of
 from plmsae.stages.executor_input import resolve_params
-from tests.cluster.conftest import ROOT, SOURCE
+from tests.cluster.conftest import ROOT, SOURCE, committed
 from tests.cluster.kfp_server import KfpServer
 from tests.cluster.oci_registry import Registry
 
@@ -86,7 +85,7 @@ def test_every_stage_of_a_run_gets_the_parameters_of_the_file(
 @pytest.fixture(scope="module")
 def sweep_file(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("package") / "sweep.yaml"
-    file.write_text(compile_pipeline("sweep", image=image, root=ROOT), encoding="utf-8")
+    file.write_text(committed("sweep", image), encoding="utf-8")
     return file
 
 

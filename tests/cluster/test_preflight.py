@@ -23,9 +23,13 @@ from plmsae.cluster.namespace import Named, named_objects
 from plmsae.cluster.package import read_package
 from plmsae.cluster.placement import Placement
 from plmsae.cluster.preflight import CHECKS, READ_BYTES
+from plmsae.cluster.sections import pipeline_arguments
 from plmsae.errors import TryAgainError, UserError
+from plmsae.params import ParamsFile
 from plmsae.registry.register import register
-from tests.cluster.conftest import ROOT
+from plmsae.stages.catalog import load_params, stage
+from plmsae.stages.executor_input import resolve_params
+from tests.cluster.conftest import ROOT, committed
 from tests.cluster.kfp_server import KfpServer
 from tests.cluster.oci_registry import Registry
 from tests.registry.fixtures import empty_registry, root
@@ -48,8 +52,14 @@ def _nothing_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def evaluate_file(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("package") / "evaluate.yaml"
-    text = compile_pipeline("evaluate", image=image, root=ROOT)
-    file.write_text(text, encoding="utf-8")
+    file.write_text(committed("evaluate", image), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def reevaluate_file(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("package") / "reevaluate.yaml"
+    file.write_text(committed("reevaluate", image), encoding="utf-8")
     return file
 
 
@@ -206,6 +216,57 @@ def test_the_sae_s_place_is_not_asked_for(
     assert "layer" not in section["extract_activations"]
 
 
+def reevaluate(kfp: KfpServer, file: Path, *options: str) -> int:
+    command = [
+        "submit",
+        "reevaluate",
+        "--host",
+        kfp.host,
+        "--package",
+        str(file),
+        "--params",
+        str(ROOT / "params.yaml"),
+    ]
+    return cli.main([*command, *(item for option in options for item in ("--set", option))])
+
+
+def test_a_reevaluation_names_its_newest_data_and_needs_no_checksum(
+    kfp: KfpServer, registry: Registry, reevaluate_file: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reevaluate(kfp, reevaluate_file) == 2
+    assert "newest proteins are 'data/swissprot.tsv.gz', a file of this machine" in capsys.readouterr().err
+    source = f"reevaluate.source=s3://{bucket}/a.fasta"
+    assert reevaluate(kfp, reevaluate_file, source, "train_sae.k=3") == 2
+    assert "no stage that reads 'train_sae.k'" in capsys.readouterr().err
+    labels = ("evaluate.probes.labels=mine.csv", f"evaluate.probes.labels_sha256={SHA256}")
+    assert reevaluate(kfp, reevaluate_file, source, *labels) == 2
+    assert "parameter 'evaluate.probes.labels' = 'mine.csv' is of this machine" in capsys.readouterr().err
+    assert reevaluate(kfp, reevaluate_file, f"reevaluate.source=s3://{bucket}/b.fasta") == 2
+    assert "b.fasta' does not exist" in capsys.readouterr().err
+    assert posts(kfp) == []
+    given = ("reevaluate.model=models:/x@champion", "evaluate.concepts.min_instances=4")
+    assert reevaluate(kfp, reevaluate_file, f"ingest.source=s3://{bucket}/a.fasta", *given) == 0
+    (run,) = kfp.state.runs.values()
+    arguments = run["runtime_config"]["parameters"]
+    assert set(arguments) == {"source", "model", "reevaluate_params"}
+    assert (arguments["source"], arguments["model"]) == (f"s3://{bucket}/a.fasta", "models:/x@champion")
+    values = {"source": arguments["source"], "model": arguments["model"], "params": arguments["reevaluate_params"]}
+    params = resolve_params(stage("reevaluate"), values)
+    file = ParamsFile(ROOT / "params.yaml", [f"ingest.source=s3://{bucket}/a.fasta", *given])
+    expected = load_params(file, stage("reevaluate")).model_dump()
+    assert params.model_dump() == {**expected, "source": arguments["source"]}
+    assert expected["stages"]["evaluate@concepts"]["min_instances"] == 4
+
+
+def test_the_guide_s_run_of_a_reevaluation_is_accepted() -> None:
+    page = (ROOT / "docs" / "how-to" / "reevaluate.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(r"^    plmsae (submit [^#\n]+)", page, re.MULTILINE)
+    args = cli.build_parser("submit").parse_args(shlex.split(command))
+    assert args.pipeline == "reevaluate"
+    file = ParamsFile(ROOT / "params.yaml", args.set)
+    assert pipeline_arguments(file, ["reevaluate"])["source"] == "s3://BUCKET/uniprot_sprot.dat.gz"
+
+
 def test_everything_that_is_wrong_is_said_at_once(
     kfp: KfpServer, submit: Submit, registry: Registry, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +319,8 @@ def test_the_objects_that_pods_name(image: str, tmp_path: Path) -> None:
         Named("secrets", "plmsae-s3", False),
         Named("secrets", "pull", True),
     ]
+    named = named_objects(read_package(ROOT / "pipelines" / "reevaluate.yaml"))
+    assert Named("secrets", "plmsae-webhook", False) in named
 
 
 @contextmanager
