@@ -139,6 +139,7 @@ def make_workspace(root: Path) -> Path:
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     call(root, "git", "init", "--quiet")
     call(root, "dvc", "init", "--quiet")
+    shutil.copytree(ROOT / ".dvc" / "plots", root / ".dvc" / "plots", dirs_exist_ok=True)
     call(root, "dvc", "add", "--quiet", "data")
     call(root, "git", "add", "--all")
     call(root, "git", "commit", "--quiet", "--message", "start")

@@ -24,6 +24,19 @@ def test_the_embedded_registry_is_below_the_working_folder(root: Path) -> None:
     assert location.artifacts == root / ".plmsae" / "mlflow" / "artifacts"
 
 
+def test_a_queued_experiment_uses_the_registry_of_the_folder_that_it_was_queued_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, own = tmp_path / ".dvc" / "tmp" / "exps" / "tmpabc", ".plmsae/mlflow/mlflow.db"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # of every command that DVC runs
+    assert locate(copy).database == tmp_path / own
+    assert locate(tmp_path).database == tmp_path / own
+    assert locate(tmp_path / "elsewhere").database == tmp_path / "elsewhere" / own
+    monkeypatch.delenv("DVC_ROOT")
+    assert locate(copy).database == copy / own
+
+
 def test_a_reader_makes_no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no registry here yet"), connect(tmp_path):

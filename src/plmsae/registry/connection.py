@@ -1,7 +1,8 @@
 """Where MLflow is, a client that is connected to it, and its errors in words a user can act on.
 
 `MLFLOW_TRACKING_URI` names a server or database. Without it the registry is embedded: a SQLite file and a folder of
-artifacts below `.plmsae/mlflow` of the working folder, no server needed.
+artifacts below `.plmsae/mlflow` of the working folder, no server needed. A queued experiment of DVC works in a copy of
+the working folder and uses the registry of the original.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from plmsae.errors import DataError, PlmsaeError, TryAgainError, UserError
 
 EXPERIMENT = "plmsae"
 EMBEDDED = Path(".plmsae", "mlflow")
+_DVC_ROOT = "DVC_ROOT"  # what DVC tells the commands of an experiment: the working folder that it was queued in
+_DVC_COPIES = Path(".dvc", "tmp", "exps")
 CONNECT_SECONDS = 5.0
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 # A server answers a download when it has the whole file from its bucket: 1 GB at 1 MB/s takes a quarter of an hour.
@@ -84,7 +87,7 @@ def locate(root: Path | None = None) -> Location:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not uri:
-        database = (root or Path.cwd()).resolve() / EMBEDDED / "mlflow.db"
+        database = _working_folder((root or Path.cwd()).resolve()) / EMBEDDED / "mlflow.db"
         return Location(f"sqlite:///{database}", database, embedded=True)
     scheme = uri.partition(":")[0] if ":" in uri else uri
     if scheme.partition("+")[0] not in _SCHEMES or (scheme.startswith("http") and not urlsplit(uri).hostname):
@@ -103,6 +106,12 @@ def locate(root: Path | None = None) -> Location:
             fix="use sqlite:///FILE",
         )
     return Location(uri, Path(path).resolve(), embedded=False)
+
+
+def _working_folder(root: Path) -> Path:
+    """The folder itself, or of a copy that DVC made for a queued experiment, and removes, the one it was made from."""
+    original = os.environ.get(_DVC_ROOT, "")
+    return Path(original).resolve() if original and root.is_relative_to(Path(original, _DVC_COPIES).resolve()) else root
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from plmsae.registry import audit
 from plmsae.registry.claim import Claim, claimed
 from plmsae.registry.connection import connect
 from plmsae.registry.gates import Check, Gates, apply_gates
+from plmsae.registry.later import all_metrics, incomparable
 from plmsae.registry.versions import (
     CHAMPION,
     DRIFT_TAG,
@@ -162,13 +163,25 @@ def decide(candidate: Registered, champion: Registered | None, gates: Gates) -> 
     """Apply the gates; changes nothing.
 
     Numbers are compared only where both versions were evaluated on the same data with the same settings (the tag
-    `evaluation_sha256`); otherwise `gates.other_evaluation` says what to do.
+    `evaluation_sha256`; of an evaluation that came later, the records of both); otherwise `gates.other_evaluation` says
+    what to do.
+
+    Raises:
+        DataError: A record of a re-evaluation was edited.
     """
     comparable = champion is not None and champion.tags.get(EVALUATION_TAG) == candidate.tags.get(EVALUATION_TAG)
-    checks = apply_gates(gates, candidate.metrics, champion.metrics if champion and comparable else None)
+    apart = incomparable(candidate, champion, gates) if champion and comparable else {}
+    theirs = (
+        {name: value for name, value in all_metrics(champion).items() if name.partition(".")[0] not in apart}
+        if champion and comparable
+        else None
+    )
+    checks = apply_gates(gates, all_metrics(candidate), theirs)
     reasons = [check.text() for check in checks if not check.passed]
     if candidate.tags.get(DRIFT_TAG) == "true":
         reasons.append("its last re-evaluation found that it has drifted (its tags 'reevaluation.<number>' say how)")
+    if gates.other_evaluation == "refuse":
+        reasons += apart.values()
     if champion is not None and not comparable and gates.other_evaluation == "refuse":
         reasons.append(
             f"the champion (version {champion.version}) was {_other_evaluation(candidate, champion)}, so the two "
