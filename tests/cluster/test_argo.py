@@ -38,6 +38,7 @@ CPU = "registry.example.org/plmsae@sha256:" + 64 * "a"
 GPU = "registry.example.org/plmsae@sha256:" + 64 * "b"
 PARAMS = ROOT / "params.yaml"
 SOURCE = ["ingest.source=s3://bucket/proteins.tsv.gz", "ingest.source_sha256=" + 32 * "4e"]
+OWN = {"PLMSAE_IMAGE_REF", "KFP_RUN_ID"}  # what a pod is told of itself
 Data = dict[str, Any]
 
 
@@ -247,8 +248,9 @@ def test_a_pod_that_breaks_a_rule_is_found() -> None:
     assert any("seccomp" in text for text in problems(pod(workflow, templates(workflow)["ingest"])))
 
 
-def test_what_the_tasks_read_is_in_the_manifests_of_the_namespace() -> None:
-    params, workflow = manifests()
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_what_the_tasks_read_is_in_the_manifests_of_the_namespace(pipeline: Any) -> None:
+    params, workflow = manifests(pipeline)
     known = {"Secret": keys("Secret"), "ConfigMap": keys("ConfigMap") | {params["metadata"]["name"]: {"params.yaml"}}}
     for template in pods(workflow).values():
         for kind, name, key in references(pod(workflow, template)):
@@ -256,7 +258,7 @@ def test_what_the_tasks_read_is_in_the_manifests_of_the_namespace() -> None:
             assert name in known[kind]
     for template in templates(workflow).values():
         required = [item["name"] for item in template["container"]["env"] if "optional" not in str(item)]
-        assert [name for name in required if name != "PLMSAE_IMAGE_REF"] == ["MLFLOW_TRACKING_URI"]
+        assert [name for name in required if name not in OWN] == ["MLFLOW_TRACKING_URI"]
     accounts = [item.data for item in documents(K8S / "base") if item.data["kind"] == "Role"]
     (role,) = [item for item in accounts if item["metadata"]["name"] == workflow["spec"]["serviceAccountName"]]
     assert {"apiGroups": ["argoproj.io"], "resources": ["workflowtaskresults"], "verbs": ["create", "patch"]} in role[
@@ -426,6 +428,7 @@ def test_a_schedule_is_a_cron_workflow_of_the_template() -> None:
     assert clock["kind"] == "CronWorkflow"
     assert clock["spec"]["schedules"] == ["0 2 * * 0"]
     assert clock["spec"]["concurrencyPolicy"] == "Forbid"
+    assert clock["spec"]["workflowSpec"]["activeDeadlineSeconds"] < 7 * 24 * 3600, "it makes room for the next"
     assert clock["spec"]["workflowSpec"]["workflowTemplateRef"] == {"name": workflow["metadata"]["name"]}
     assert all("value" in item for item in workflow["spec"]["arguments"]["parameters"])
     (claim,) = workflow["spec"]["volumeClaimTemplates"]

@@ -29,7 +29,8 @@ from plmsae.stages.catalog import sections
 
 GROUP = "argoproj.io/v1alpha1"
 ACCOUNT = "plmsae-runner"
-_WEEK = 7 * 24 * 3600
+_DAY = 24 * 3600
+_WEEK = 7 * _DAY
 _CRON = re.compile(r"(\S+ ){4}\S+|@(hourly|daily|weekly|monthly|yearly)")
 AccessMode = Literal["ReadWriteOnce", "ReadWriteMany"]
 
@@ -200,6 +201,7 @@ def _by_the_clock(
             "timezone": "Etc/UTC",
             "concurrencyPolicy": "Forbid",
             "startingDeadlineSeconds": 3600,
-            "workflowSpec": {"workflowTemplateRef": {"name": name}},
+            # A run that waits for room for ever would keep all others from starting.
+            "workflowSpec": {"workflowTemplateRef": {"name": name}, "activeDeadlineSeconds": _WEEK - _DAY},
         },
     }
