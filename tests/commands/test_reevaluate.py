@@ -263,6 +263,8 @@ def test_noise_on_the_weights_is_drift(
     with connect() as client:
         aliases = aliases_of(client, NAME)
     hook.status = 500
+    monkeypatch.setenv("KFP_RUN_ID", "run-6")
+    monkeypatch.setenv("PLMSAE_IMAGE_REF", "host/plmsae@sha256:abc")
     found = run(capsys, "--webhook", hook.url, code=4)
     assert causes(found) == {"fidelity": ["sae"], "concepts": ["sae"]}
     assert (found["verdict"], found["version"]) == ("drifted", 2)
@@ -271,7 +273,9 @@ def test_noise_on_the_weights_is_drift(
         assert aliases_of(client, NAME) == aliases
     tags = tags_of(2)
     assert tags["drift"] == "true"
-    assert json.loads(tags["reevaluation.1"])["verdict"] == "drifted"
+    record = json.loads(tags["reevaluation.1"])
+    assert record["verdict"] == "drifted"
+    assert (record["facts"]["kfp_run_id"], record["facts"]["image"]) == ("run-6", "host/plmsae@sha256:abc")
     assert "secret" not in json.dumps(tags)
     # Unchanged: nothing is evaluated, the verdict stands, and the webhook that failed is told now, once.
     assert len(hook.received) == 1
@@ -366,7 +370,7 @@ def test_the_documented_commands_are_accepted() -> None:
         lines = re.findall(r"plmsae (reevaluate models:[^#>\n]*)", text)
         assert lines
         for line in lines:
-            assert parser.parse_args(shlex.split(line)).model == "models:/NAME@champion"
+            assert parser.parse_args(shlex.split(line)).model in ("models:/NAME@champion", "models:/NAME@candidate")
 
 
 def test_the_defaults_are_those_of_params_yaml() -> None:
