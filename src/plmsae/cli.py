@@ -56,8 +56,11 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `plmsae` command; returns the exit code."""
+    from plmsae import collector
     from plmsae.errors import PlmsaeError
 
+    if argv is None:
+        collector.spare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # OpenMP threads that spin while they wait slow torch down several times as soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -13,16 +13,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from plmsae.activations.metadata import read_metadata
+from plmsae import collector
 from plmsae.errors import PlmsaeError, UserError
-from plmsae.saes.group import SOLO, Group
-from plmsae.training.data import Scaled
-from plmsae.training.group import joined, use_gpu
-from plmsae.training.job import Job, write_failure
-from plmsae.training.loop import train_all
+
+if TYPE_CHECKING:
+    from plmsae.saes.group import Group
+    from plmsae.training.job import Job
 
 logger = logging.getLogger("plmsae")
 # Set by a launcher that holds the other end of standard input: when it is gone, so is this process.
@@ -37,6 +35,12 @@ def work(job: Job) -> None:
         DataError: Rows that are not finite or do not vary, or all trainings diverged.
         TryAgainError: Something outside is not available; the next run goes on from the last checkpoint.
     """
+    import torch
+
+    from plmsae.activations.metadata import read_metadata
+    from plmsae.training.data import Scaled
+    from plmsae.training.loop import train_all
+
     settings = job.plans[0].settings
     torch.set_num_threads(job.feed.threads)
     with _group(settings.device) as group, job.feed.open(settings.batch_size, settings.device, group) as opened:
@@ -52,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("plmsae").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     if os.environ.get(LAUNCHED):
         threading.Thread(target=_end_with_launcher, daemon=True).start()
+    from plmsae.training.job import Job, write_failure
+
     try:
         if len(arguments) != 1:
             raise UserError("one argument is wanted", fix="python -m plmsae.training.worker JOB.json")
@@ -73,6 +79,9 @@ def main(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _group(device: str) -> Iterator[Group]:
+    from plmsae.saes.group import SOLO
+    from plmsae.training.group import joined, use_gpu
+
     if device == "cuda":
         use_gpu()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -89,4 +98,5 @@ def _end_with_launcher() -> None:
 
 
 if __name__ == "__main__":
+    collector.spare()
     sys.exit(main(sys.argv[1:]))
