@@ -1,4 +1,7 @@
-"""Settings for all tests: one thread, no telemetry, no network look-ups by model hubs, no logging left behind."""
+"""Settings for all tests: one thread, no telemetry, no network look-ups by model hubs, no logging left behind.
+
+And few searches of the garbage collector: a worker of pytest holds more objects than any process of ours.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from plmsae import collector
 from tests.s3server import s3, s3_server
 from tests.scheduling import GroupPlugin
 
@@ -22,6 +26,7 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["GX_ANALYTICS_ENABLED"] = "false"
 os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+collector.spare()
 
 
 def pytest_configure(config: pytest.Config) -> None:

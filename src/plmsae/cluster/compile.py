@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,15 @@ def compile_components(*, image: str, root: Path) -> dict[str, str]:
 
 def _compiled(root: Path, functions: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> dict[str, str]:
     """Module -> names of its pipelines or components; returns name -> compiled YAML."""
+    # For every setting of a task KFP reads the source around every call on the stack (inspect.stack). The stack of a
+    # thread is short, whoever asks.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_compiled_here, root, functions, environment).result()
+
+
+def _compiled_here(
+    root: Path, functions: Mapping[str, Sequence[str]], environment: Mapping[str, str]
+) -> dict[str, str]:
     compiler = _compiler()
     texts = {}
     with (
