@@ -118,17 +118,20 @@ def test_the_gate_on_structure_of_the_guide_holds_what_clustering_measures() -> 
     text = (ROOT / "docs" / "how-to" / "registry.md").read_text(encoding="utf-8")
     block = re.search(r"\n\n((?:    .*\n)+)", text[text.index("A gate on structure") :])
     assert block is not None
-    section = yaml.safe_load(block[1])["promote"]
-    found = validate(Gates, section, section="promote").model_copy(update={"at_most": {}})
-    champion = {"clustering.median_structure_d": 0.41}
+    sections = yaml.safe_load(block[1])
+    assert "clustering" in sections["reevaluate"]["evaluations"]
+    found = validate(Gates, sections["promote"], section="promote").model_copy(update={"at_most": {}})
+    metric = "clustering.num_structure_held_out_clustered"
+    champion = {metric: 41.0}
 
     def passed(value: float | None, against: dict[str, float] | None) -> list[bool]:
-        measured = {} if value is None else {"clustering.median_structure_d": value}
+        measured = {} if value is None else {metric: value}
         return [check.passed for check in apply_gates(found, measured, against)]
 
-    assert passed(0.37, champion) == [True, True]
-    assert passed(0.35, champion) == [True, False]
-    assert passed(0.15, None) == [False]
+    assert passed(36.0, champion) == [True, True]
+    assert passed(35.0, champion) == [True, False]
+    assert passed(19.0, None) == [False]
     assert passed(None, None) == [False]
     report = (ROOT / "src" / "plmsae" / "evaluation" / "clustering_report.py").read_text(encoding="utf-8")
-    assert 'metrics[f"median_{name}_d"]' in report
+    assert 'metrics[f"num_{name}_{prefix}clustered"]' in report
+    assert 'for prefix in ("", "held_out_")' in report

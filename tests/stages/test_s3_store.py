@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import lightning  # noqa: F401  (as every manifest names what was imported, whichever test runs first)
 import numpy as np
 import pandas as pd
 import pytest
@@ -231,6 +232,11 @@ def test_a_damaged_object_is_named_and_only_its_part_made_again(root: Path, s3: 
     key, data = next((key, data) for key, data in s3.objects(bucket).items() if key.endswith(".bin"))
     metadata = client.head_object(Bucket=bucket, Key=key)["Metadata"]
     client.put_object(Bucket=bucket, Key=key, Body=bytes(len(data)), Metadata=metadata)
+    folder = str(root / "outputs" / "extract_activations")
+    assert main(["verify", folder]) == 0  # there, and of its size
+    assert f"chunks in s3://{bucket}/" in capsys.readouterr().out
+    assert main(["verify", folder, "--contents"]) == 3
+    assert f"chunk '{key.rpartition('/')[2]}' is corrupted" in capsys.readouterr().err
     for stage in ("train_sae", "extract_activations"):
         capsys.readouterr()
         assert run(stage, store) == 3
@@ -238,6 +244,8 @@ def test_a_damaged_object_is_named_and_only_its_part_made_again(root: Path, s3: 
         assert f"chunk '{key.rpartition('/')[2]}' is corrupted" in said
         assert f"s3://{bucket}/{key}" in said
     client.delete_object(Bucket=bucket, Key=key)
+    assert main(["verify", folder]) == 3
+    assert f"s3://{bucket}/{key}" in capsys.readouterr().err
     assert run("train_sae") == 3
     assert f"chunk '{key.rpartition('/')[2]}' is missing" in capsys.readouterr().err
     assert run("extract_activations", store) == 0

@@ -137,7 +137,8 @@ def connect(root: Path | None = None, *, create: bool = False) -> Iterator[Any]:
         raise UserError(
             "there is no registry here yet",
             where=location.shown,
-            fix="run in the folder where the pipeline ran (make run, or dvc repro), or set MLFLOW_TRACKING_URI",
+            fix="run in the folder where the pipeline ran (make run, or dvc repro), or set MLFLOW_TRACKING_URI; "
+            "outputs that came by dvc pull are registered by: plmsae run register",
         )
     with _GUARD:
         mlflow = _mlflow()
