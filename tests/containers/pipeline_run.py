@@ -91,7 +91,9 @@ def run_pipeline(
     for task in spec.root.dag.tasks.values():
         _without_retries(spec, task)
     arguments = pipeline_arguments(ParamsFile(workspace / "params.yaml", overrides), stages)
-    arguments |= {"source": SOURCE, "source_sha256": sha256_file(workspace / SOURCE), **changed}
+    raw = {"source": SOURCE, "source_sha256": sha256_file(workspace / SOURCE)}
+    arguments |= {name: value for name, value in raw.items() if name in spec.root.input_definitions.parameters}
+    arguments |= changed
     previous = os.umask(0)  # the image's user writes into folders that kfp makes here
     try:
         folder.chmod(0o777)

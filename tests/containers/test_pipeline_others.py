@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tests.containers.pipeline_run import ContainerRun, run_pipeline
 from tests.pipeline.test_kubeflow import files
 from tests.pipeline.test_registered import EVALUATIONS, STAGES
 from tests.pipeline.test_sweep_pairs import ASKED
-from tests.workspace import environment
+from tests.workspace import FIXTURE, environment
 
 pytestmark = CONTAINERS
 MODEL = "plmsae.esm_small.layer2.topk"
@@ -54,6 +55,24 @@ def test_steer_holds_a_latent_as_in_the_training_pipeline(
     run = run_pipeline(image, folder, workspace, finished.registry, "steer", asked("steer"), model=model)
     assert_same_numbers(run.output("steer"), finished.output("steer"))
     assert '<section id="steering">' in (run.output("report").parent / "report").read_text(encoding="utf-8")
+
+
+def test_reevaluate_measures_nothing_that_is_fresh_and_what_a_new_release_made_stale(
+    finished: ContainerRun, image: str, workspace: Path, folder: Path
+) -> None:
+    settings, model = ["reevaluate.min_pairs=5", "reevaluate.num_resamples=200"], f"models:/{MODEL}/1"
+    common = (image, folder, workspace, finished.registry, "reevaluate", ["reevaluate"], settings)
+    unchanged = run_pipeline(*common, model=model)
+    assert len(unchanged.outputs("changes")) == 1
+    assert not unchanged.outputs("reevaluate")
+    lines = gzip.decompress(FIXTURE.read_bytes()).splitlines(keepends=True)
+    newer = folder / "data" / "new.tsv.gz"
+    newer.write_bytes(gzip.compress(b"".join(lines[:-5]), mtime=0))
+    run = run_pipeline(*common, model=model, source="data/new.tsv.gz")
+    assert {"history.csv", "reevaluation.json"} <= {path.name for path in run.output("reevaluate").iterdir()}
+    told = json.loads((run.output("reevaluate").parent / "executor_output.json").read_text())["parameterValues"]
+    assert told["verdict"] == "fine"
+    assert len(run.outputs("verdict")) == 1
 
 
 def test_a_sweep_over_two_layers_registers_the_best_of_each(

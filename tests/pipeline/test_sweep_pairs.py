@@ -109,7 +109,7 @@ def workspace(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
-PAIRS = ("sweep_pairs.layers=[1, 2]", "sweep_pairs.architectures=[topk, relu]")
+PAIRS = ("sweep_pairs.layers=[1, 2]", "sweep_pairs.architectures=[topk, relu]", "sweep.train_sae.tokens=20000")
 GRID = "sweep.grid={k: [8, 16], penalty: [0.05]}"
 
 
@@ -117,7 +117,7 @@ def run(root: Path, *overrides: str, check: bool = True) -> Run:
     """The pipeline with the parameters of the working folder, as `plmsae submit` gives them."""
     before = set((root / "kfp").glob("plmsae-sweep-*"))
     arguments = pipeline_arguments(ParamsFile(root / "params.yaml", overrides), ASKED)
-    process = run_pipeline(root, arguments, pipeline="sweep", caching=True, check=check)
+    process = run_pipeline(root, arguments, pipeline="sweep", caching=True, check=check, timeout=1800)
     (folder,) = set((root / "kfp").glob("plmsae-sweep-*")) - before
     return Run(process, folder)
 
@@ -129,7 +129,7 @@ def first(workspace: Path) -> Run:
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_every_pair_is_swept_evaluated_and_registered_under_its_own_name(first: Run, workspace: Path) -> None:
     once = ("ingest", "validate", "extract_activations", "sweep_pairs", "sweep_report")
     assert first.started == Counter({**dict.fromkeys(once, 1), **dict.fromkeys(OF_A_PAIR, 4)})
@@ -166,7 +166,7 @@ def test_every_pair_is_swept_evaluated_and_registered_under_its_own_name(first: 
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_the_members_of_a_pair_are_those_of_the_command(first: Run, workspace: Path) -> None:
     (sequences,), (activations,) = first.outputs("ingest"), first.outputs("extract-activations")
     swept = {}
@@ -179,6 +179,7 @@ def test_the_members_of_a_pair_are_those_of_the_command(first: Run, workspace: P
     }.items():
         alone = workspace / "alone" / architecture
         command = ["plmsae", "run", "sweep", "--set", f"sweep.grid={grid}", "--set", f"sweep.train_sae.layer={layer}"]
+        command += ["--set", PAIRS[-1]]
         command += ["--input", f"sequences={sequences}", "--input", f"activations={activations}"]
         call(workspace, *command, "--output", str(alone))
         assert files(alone) == files(swept[layer, architecture])
@@ -186,7 +187,7 @@ def test_the_members_of_a_pair_are_those_of_the_command(first: Run, workspace: P
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_second_run_computes_no_pair_again_and_a_new_pair_alone(first: Run, workspace: Path) -> None:
     again = run(workspace, *PAIRS, GRID)
     assert again.started == Counter(register=4, sweep_report=1)
@@ -195,7 +196,7 @@ def test_a_second_run_computes_no_pair_again_and_a_new_pair_alone(first: Run, wo
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_pair_that_fails_leaves_the_others_and_the_page(first: Run, workspace: Path) -> None:
     """Every member of the relu pair diverges; its name holds a candidate of the first run, which is another sweep's."""
     failed = run(workspace, *PAIRS, "sweep.grid={k: [8, 16], penalty: [1.0e+30]}", check=False)
