@@ -21,6 +21,7 @@ from plmsae.artifacts.manifest import Manifest, list_files, read_manifest, write
 from plmsae.cli import build_parser, main
 from plmsae.errors import DataError, GateError
 from plmsae.params import ParamsFile
+from plmsae.registry import reevaluation
 from plmsae.registry.connection import connect
 from plmsae.registry.evidence import Evidence
 from plmsae.registry.reevaluation import ended_as_drifted
@@ -110,6 +111,9 @@ def test_a_champion_of_which_nothing_changed_is_not_evaluated(root: Path, capsys
     assert task("changes").values == {"uri": f"models:/{NAME}/1", "action": "nothing"}
     assert "Nothing has changed" in (root / "outputs" / "changes" / "summary.md").read_text()
     assert task("verdict", f"models:/{NAME}/1").summary.endswith("is fine.")
+    assert task("reevaluate", f"models:/{NAME}/1").values == {"verdict": "fine"}
+    page = (root / "outputs" / "reevaluate" / "report.html").read_text(encoding="utf-8")
+    assert "Nothing has changed, nothing was evaluated again." in page
     found = run(capsys)
     assert (found["verdict"], found["number"], found["evaluated"]) == ("fine", 0, [])
     assert found["unchanged"] == ["fidelity", "concepts"]
@@ -302,6 +306,34 @@ def test_noise_on_the_weights_is_drift(
     assert main(["promote", NAME, "2", "--set", "promote.at_least={}", "--set", "promote.at_most={}"]) == 4
     assert "has drifted" in capsys.readouterr().err
     assert "drift" not in tags_of(1)
+
+
+@pytest.mark.long
+def test_a_task_that_was_killed_goes_on_behind_what_it_had_finished(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    noise_on_the_champion(root)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reevaluation, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            task("reevaluate")
+    assert "reevaluation.1" not in tags_of(2)
+    caplog.set_level("INFO", logger="plmsae")
+    caplog.clear()
+    assert task("reevaluate").values == {"verdict": "drifted"}
+    again = [record.getMessage() for record in caplog.records]
+    for evaluation in ("fidelity", "concepts"):
+        (line,) = [line for line in again if line.startswith(f"evaluate@{evaluation}")]
+        assert "is read from" in line
+        assert "checkpoints" in line
+    assert not list((root / ".plmsae" / "checkpoints").iterdir())
+    output = root / "outputs" / "reevaluate"
+    assert json.loads((output / "metrics.json").read_text())["num_drifted"] >= 1
+    assert "Re-evaluation 1 of models:/" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_failure_is_told_without_its_message(unchanged: Path, capsys: pytest.CaptureFixture[str], hook: Hook) -> None:
