@@ -1,13 +1,7 @@
-"""Trainings that one process or several do, the same code for both: what comes out must be the same.
-
-`python -m tests.training.ranks FOLDER` is one of several: it does all of them with its share of the rows, and writes
-what came out to `FOLDER/<rank>.safetensors`.
-"""
+"""Trainings that one process or several (`rank.py`) do, the same code for both: what comes out must be the same."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,14 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from plmsae.errors import DataError
 from plmsae.saes import build
 from plmsae.saes.group import SOLO, Group
 from plmsae.training.checkpoint import latest_checkpoint
-from plmsae.training.group import joined
 from plmsae.training.loop import Trained, train_all
 from plmsae.training.member import Member, Plan
 from tests.training.streams import activations, small_config, small_settings
@@ -195,11 +187,3 @@ def everything(group: Group, folder: Path) -> Results:
 def alone(folder: Path) -> Results:
     """What one process with the whole batch gives."""
     return everything(SOLO, folder)
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    with joined("cpu") as ranks:
-        results = everything(ranks, target / "ranks")
-    save_file({name: tensor.contiguous() for name, tensor in results.items()}, target / f"{ranks.rank}.safetensors")
-    (target / f"{ranks.rank}.json").write_text(json.dumps({"size": ranks.size}))

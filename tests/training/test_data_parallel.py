@@ -27,7 +27,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results, Re
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.ranks", str(folder)],
+            [sys.executable, "-m", "tests.training.rank", str(folder)],
             cwd=ROOT,
             env={**os.environ, **environment(rank, 2, rank, store.port)},
             stderr=subprocess.PIPE,
