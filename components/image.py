@@ -17,3 +17,5 @@ STATE_CLAIM = os.environ.get("PLMSAE_STATE_CLAIM") or ""
 PLACEMENT = os.environ.get("PLMSAE_PLACEMENT") or "{}"
 # JSON: section -> [nodes, processes of each] of a training; empty takes those of params.yaml.
 RANKS = os.environ.get("PLMSAE_RANKS") or "{}"
+# JSON list of the sections whose stages take a GPU by their parameter `device`; empty takes those of params.yaml.
+ON_GPU = os.environ.get("PLMSAE_ON_GPU") or ""

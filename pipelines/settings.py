@@ -7,10 +7,10 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from components.image import GPU_IMAGE, IMAGE, PLACEMENT, RANKS, STATE_CLAIM
+from components.image import GPU_IMAGE, IMAGE, ON_GPU, PLACEMENT, RANKS, STATE_CLAIM
 from plmsae.cluster.launch import NAMESPACE_VARIABLE, TRAIN_JOB_VARIABLE
 from plmsae.cluster.placement import SECTION, Placement
-from plmsae.cluster.ranks import ranks
+from plmsae.cluster.ranks import on_gpu, ranks
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.cluster.tasks import REGISTRY, RETRIES, SECRETS, SETTINGS, SETTINGS_MAP, USER, WEBHOOK_SECRET
 from plmsae.cluster.train_job import TrainJobSettings
@@ -26,6 +26,7 @@ STATE_FOLDER = "/state"
 _PLACEMENT = validate(Placement, json.loads(PLACEMENT), section=SECTION)
 MAX_PARALLEL = _PLACEMENT.max_parallel
 _RANKS = {**ranks(ParamsFile(_PARAMS)), **json.loads(RANKS)}
+_ON_GPU = frozenset(json.loads(ON_GPU) if ON_GPU else on_gpu(ParamsFile(_PARAMS)))
 
 
 def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
@@ -46,6 +47,9 @@ def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
         _launching(task, stage, num_nodes, num_processes)
     elif need.gpu:
         _placed(task, need.gpu * share)
+    elif stage.section in _ON_GPU:
+        task.set_container_image(GPU_IMAGE)
+        _placed(task, 1)
     if STATE_CLAIM and stage.resumable:
         kubernetes.mount_pvc(task, pvc_name=STATE_CLAIM, mount_path=STATE_FOLDER)
         task.set_env_variable(STATE_VARIABLE, STATE_FOLDER)

@@ -15,7 +15,7 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
 from plmsae import cli
 from plmsae.cluster.compile import compile_pipeline, pipeline_names
 from plmsae.cluster.placement import Placement, Toleration
-from plmsae.cluster.ranks import ranks
+from plmsae.cluster.ranks import on_gpu, ranks
 from plmsae.cluster.render import pipeline_targets
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.cluster.train_job import TrainJobSettings
@@ -33,6 +33,12 @@ GPU = "registry.example.org/plmsae@sha256:" + 64 * "b"
 def package() -> tuple[dict[str, Any], dict[str, Any]]:
     specification, platform = yaml.safe_load_all(compile_pipeline("train", image=CPU, gpu_image=GPU, root=ROOT))
     return specification, platform
+
+
+@pytest.fixture(scope="module")
+def tagged() -> str:
+    """Compiled for an image by tag, and four processes of the training."""
+    return compile_pipeline("train", image="plmsae:dev", root=ROOT, allow_tag=True, ranks={"train_sae": (1, 4)})
 
 
 def tasks(specification: dict[str, Any]) -> dict[str, Any]:
@@ -110,14 +116,13 @@ def test_pods_run_as_nobody_with_a_registry_and_secrets_by_name(
 
 
 def test_side_effects_are_never_cached_and_nothing_is_by_tag(
-    package: tuple[dict[str, Any], dict[str, Any]],
+    package: tuple[dict[str, Any], dict[str, Any]], tagged: str
 ) -> None:
     cached = {n for n, t in tasks(package[0]).items() if t.get("cachingOptions", {}).get("enableCache")}
     pure = {task_name(stage) for stage in stages_of("train").values() if not stage.side_effects}
     assert cached & {task_name(stage) for stage in stages_of("train").values()} == pure
     assert "report-outcome" not in cached
-    text = compile_pipeline("train", image="plmsae:dev", root=ROOT, allow_tag=True)
-    by_tag = next(yaml.safe_load_all(text))
+    by_tag = next(yaml.safe_load_all(tagged))
     assert not {n for n, t in tasks(by_tag).items() if t.get("cachingOptions", {}).get("enableCache")} & pure
 
 
@@ -279,8 +284,8 @@ def test_a_placement_sends_tasks_with_a_gpu_to_its_nodes(placed: Of) -> None:
         assert [item["secretName"] for item in settings["imagePullSecret"]] == ["registry"]
 
 
-def test_several_processes_on_one_node_take_as_many_gpus() -> None:
-    of = platform_of(compile_pipeline("train", image=CPU, root=ROOT, ranks={"train_sae": (1, 4)}))
+def test_several_processes_on_one_node_take_as_many_gpus(tagged: str) -> None:
+    of = platform_of(tagged)
     container, settings = of("train-sae")
     need = stages()["train_sae"].resources
     assert container["resources"]["accelerator"] == {
@@ -294,6 +299,35 @@ def test_several_processes_on_one_node_take_as_many_gpus() -> None:
     assert "fieldPathAsEnv" not in settings
     other, _ = of("extract-activations")
     assert other["resources"]["resourceCpuLimit"] == str(stages()["extract_activations"].resources.cpu)
+
+
+def test_an_extraction_on_cuda_takes_a_gpu_its_image_and_its_nodes(tmp_path: Path) -> None:
+    asked = on_gpu(ParamsFile(ROOT / "params.yaml", ["extract_activations.device=cuda"]))
+    assert asked == ["extract_activations"]
+    assert on_gpu(ParamsFile(ROOT / "params.yaml")) == on_gpu(
+        ParamsFile(ROOT / "params.yaml", ["train_sae.device=cuda"])
+    )
+    text = compile_pipeline("steer", image=CPU, root=ROOT, on_gpu=asked)
+    assert "accelerator" not in text, "steering extracts nothing"
+    text = compile_pipeline("evaluate", image=CPU, gpu_image=GPU, root=ROOT, on_gpu=asked)
+    specification, platform = yaml.safe_load_all(text)
+    found = executor(specification, "extract-activations")["container"]
+    assert found["image"] == GPU
+    assert found["resources"]["accelerator"] == {
+        "count": "1",
+        "resourceCount": "1",
+        "resourceType": "nvidia.com/gpu",
+        "type": "nvidia.com/gpu",
+    }
+    settings = executor(platform["platforms"]["kubernetes"], "extract-activations")
+    assert settings["nodeSelector"] == {"labels": {"plmsae.io/pool": "gpu"}}
+    assert settings["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    others = [
+        item["container"]
+        for name, item in specification["deploymentSpec"]["executors"].items()
+        if name != "exec-extract-activations"
+    ]
+    assert not [item for item in others if item["image"] == GPU or "accelerator" in item.get("resources", {})]
 
 
 def test_several_nodes_are_a_job_that_the_task_starts_without_a_gpu_of_its_own() -> None:

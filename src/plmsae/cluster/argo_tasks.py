@@ -38,9 +38,17 @@ def task(stage: Stage, chosen: Graph) -> dict[str, Any]:
 
 
 def template(
-    stage: Stage, chosen: Graph, image: str, sizes: Mapping[str, tuple[int, int]], place: Placement
+    stage: Stage, chosen: Graph, image: str, gpus: int, sizes: Mapping[str, tuple[int, int]], place: Placement
 ) -> dict[str, Any]:
     """The pod of a stage.
+
+    Args:
+        stage: The stage.
+        chosen: The pipeline.
+        image: Its image.
+        gpus: GPUs of one process.
+        sizes: Section -> nodes and processes of a training.
+        place: Where tasks with a GPU run.
 
     Raises:
         UserError: A training on several nodes.
@@ -54,15 +62,14 @@ def template(
             fix="set it to 1, or compile without --argo",
         )
     amounts = {"cpu": str(need.cpu * num_processes), "memory": f"{need.memory_gib * num_processes}Gi"}
-    on_gpu = need.gpu > 0
-    if on_gpu and place.gpu_type is not None:
-        amounts[place.gpu_type] = str(need.gpu * num_processes)
+    if gpus and place.gpu_type is not None:
+        amounts[place.gpu_type] = str(gpus * num_processes)
     environment = _environment()
     if stage.notifies:
         environment += [*_secrets(WEBHOOK_SECRET), _RUN]
     if stage.side_effects:
         environment.append({"name": "PLMSAE_IMAGE_REF", "value": image})
-    mounts = {"params": PARAMS_FOLDER, "workspace": WORKSPACE, "tmp": "/tmp", **({"shm": "/dev/shm"} if on_gpu else {})}
+    mounts = {"params": PARAMS_FOLDER, "workspace": WORKSPACE, "tmp": "/tmp", **({"shm": "/dev/shm"} if gpus else {})}
     found = {"name": task_name(stage), **_limits(need.retry, need.timeout_hours)}
     if given := chosen.given.get(stage.id, ()):
         found["inputs"] = {"parameters": [{"name": item.value} for item in given]}
@@ -72,7 +79,7 @@ def template(
                 {"name": name, "valueFrom": {"path": f"{WORKSPACE}/{stage.output / VALUES / name}"}} for name in values
             ]
         }
-    if on_gpu:
+    if gpus:
         found |= {"nodeSelector": place.labels, "tolerations": place.taints}
     found["container"] = {
         "image": image,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import re
@@ -41,6 +42,7 @@ def compile_pipeline(
     state_claim: str = "",
     placement: Placement | None = None,
     ranks: Mapping[str, tuple[int, int]] | None = None,
+    on_gpu: Sequence[str] | None = None,
 ) -> str:
     """Compile `pipelines/<name>.py`.
 
@@ -55,6 +57,8 @@ def compile_pipeline(
         placement: Where tasks with a GPU run, by default `Placement()`.
         ranks: Section -> nodes and processes of its training, from `plmsae.cluster.ranks.ranks`; by default those
             of `params.yaml`.
+        on_gpu: Sections whose stages take a GPU by their parameter `device`, from `plmsae.cluster.ranks.on_gpu`; by
+            default those of `params.yaml`.
 
     Returns:
         The package: the pipeline specification, and Kubernetes' settings as a second YAML document.
@@ -74,6 +78,7 @@ def compile_pipeline(
         "PLMSAE_STATE_CLAIM": state_claim,
         "PLMSAE_PLACEMENT": canonical_json(placement or Placement()),
         "PLMSAE_RANKS": canonical_json(ranks or {}),
+        "PLMSAE_ON_GPU": "" if on_gpu is None else json.dumps(list(on_gpu)),
     }
     return _compiled(root, {f"pipelines.{name}": [name]}, environment)[name]
 

@@ -81,9 +81,7 @@ class Placement(Params):
         pattern=_NAME,
         description="Account of a TrainJob's pods; null for the default.",
     )
-    max_parallel: int = Field(
-        default=16, ge=1, le=1000, description="Pairs of the pipeline `sweep` that run at once."
-    )
+    max_parallel: int = Field(default=16, ge=1, le=1000, description="Pairs of the pipeline `sweep` that run at once.")
     image_pull_secrets: list[str] = Field(default=[], description="Secrets of a registry that asks who pulls.")
 
     @field_validator("node_selector")

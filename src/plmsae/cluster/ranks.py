@@ -1,4 +1,4 @@
-"""How many nodes and processes the trainings of a run take, which a cluster must know before it starts them."""
+"""What a cluster must know of a run before it starts the tasks: nodes and processes of trainings, and who has a GPU."""
 
 from __future__ import annotations
 
@@ -22,3 +22,19 @@ def ranks(file: ParamsFile) -> dict[str, tuple[int, int]]:
             training = values[TRAINING] if inherits else values
             found[stage.section] = (training["num_nodes"], training["num_processes"])
     return found
+
+
+def on_gpu(file: ParamsFile) -> list[str]:
+    """Sections of the stages that take a GPU because their parameter `device` is `cuda`, beside those that always do.
+
+    Raises:
+        UserError: A value of such a section is wrong.
+    """
+    return [
+        stage.section
+        for stage in stages().values()
+        if "device" in stage.params.model_fields
+        and not stage.resources.gpu
+        and stage.section in file.data
+        and section_values(file, stage)["device"] == "cuda"
+    ]

@@ -43,7 +43,7 @@ def compiled(args: argparse.Namespace, pipeline: str, params: ParamsFile, *, loo
     Args:
         args: With the options of `add_compile_arguments`.
         pipeline: Its name.
-        params: Parameters of the run; they say how many processes a training takes.
+        params: Parameters of the run; they say how many processes a training takes, and who takes a GPU.
         look_up: Whether registries are asked for the digest of an image by tag.
 
     Raises:
@@ -53,7 +53,7 @@ def compiled(args: argparse.Namespace, pipeline: str, params: ParamsFile, *, loo
     from plmsae.cluster.compile import compile_pipeline
     from plmsae.cluster.package import parse_package
     from plmsae.cluster.placement import read_placement
-    from plmsae.cluster.ranks import ranks
+    from plmsae.cluster.ranks import on_gpu, ranks
     from plmsae.cluster.submit import pinned
     from plmsae.errors import UserError
 
@@ -76,5 +76,6 @@ def compiled(args: argparse.Namespace, pipeline: str, params: ParamsFile, *, loo
         state_claim=args.state_claim,
         placement=read_placement(args.placement),
         ranks=ranks(params),
+        on_gpu=on_gpu(params),
     )
     return parse_package(text.encode(), where=f"pipelines/{pipeline}.py")

@@ -167,7 +167,7 @@ def _wanted(
 ) -> dict[str, tuple[Wanted, ParamsFile]]:
     """Name -> what is asked for, with its parameters; every pipeline is compiled once."""
     from plmsae.cluster.package import read_package
-    from plmsae.cluster.ranks import ranks
+    from plmsae.cluster.ranks import on_gpu, ranks
     from plmsae.cluster.recurring import Wanted
     from plmsae.cluster.submit import run_arguments
     from plmsae.errors import PlmsaeError
@@ -178,7 +178,8 @@ def _wanted(
     for name, schedule in schedules.items():
         try:
             params = ParamsFile(args.params, schedule.overrides)
-            key = (schedule.pipeline, schedule.package, tuple(sorted(ranks(params).items())))
+            sizes = tuple(sorted(ranks(params).items()))
+            key = (schedule.pipeline, schedule.package, sizes, tuple(on_gpu(params)))
             if key not in packages:
                 packages[key] = (
                     read_package(Path(schedule.package))
