@@ -19,6 +19,7 @@ from plmsae.artifacts.manifest import manifest_sha256
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import stages, stages_of
+from plmsae.stages.render import after_sweep
 from tests.cluster.test_arguments import tasks as resolved
 from tests.pipeline.conftest import Finished
 from tests.pipeline.test_graph import compiled
@@ -148,7 +149,7 @@ def test_a_sweep_evaluates_and_registers_the_best_of_its_members(
     ran: subprocess.CompletedProcess[str], workspace: Path, swept: Path
 ) -> None:
     """Ingest, validation and extraction come from the cache of the training pipeline."""
-    after = [stage for stage in stages() if stage.partition("@")[0] in ("evaluate", "register")]
+    after = [stage.id for stage in after_sweep()]
     chosen = ["ingest", "validate", "extract_activations", "sweep", "sweep_pairs", *after]
     arguments = pipeline_arguments(ParamsFile(workspace / "params.yaml"), chosen)
     assert arguments["grid"] == '{"k":[8,16],"seed":[0,1]}'

@@ -198,8 +198,8 @@ def test_a_second_run_computes_no_pair_again_and_a_new_pair_alone(first: Run, wo
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_pair_that_fails_leaves_the_others_and_the_page(first: Run, workspace: Path) -> None:
-    """Every member of the relu pair diverges; its name holds a candidate of the first run, which is another sweep's."""
-    failed = run(workspace, *PAIRS, "sweep.grid={k: [8, 16], penalty: [1.0e+30]}", check=False)
+    """The loss of the relu pairs is infinite; their names hold candidates of the first run, another sweep's."""
+    failed = run(workspace, *PAIRS, "sweep.grid={k: [8, 16], penalty: [1.0e+38]}", check=False)
     assert failed.process.returncode != 0
     assert failed.started["register"] == 2
     assert failed.started["sweep"] >= 1
