@@ -277,7 +277,7 @@ WAYS = {
     "production": COMMON
     | {("mlflow", "database", 5432)}
     | {(pod, "bucket", 443) for pod in ("mlflow", "task", "worker", "reevaluator")}
-    | {("reevaluator", "webhook", 443)}
+    | {(pod, "webhook", 443) for pod in ("task", "reevaluator")}
     | {("task", "kubernetes", port) for port in (443, 6443)},
 }
 ADDRESSES = {
