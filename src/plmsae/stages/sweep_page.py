@@ -126,9 +126,9 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
 
     recovered = next((name for name in _SHOWN[2:4] if any(name in row.metrics for row in rows)), _SHOWN[2])
     figure, axes = new_figure(1, 3, panel=(4.2, 3.4))
-    for place, name in enumerate(("concepts.mean_f1_sae", recovered)):
+    for place, (name, title) in enumerate({"concepts.mean_f1_sae": "Concepts", recovered: "Fidelity"}.items()):
         _by_layer(axes[place], rows, name)
-        axes[place].set_title(HEADLINES[name].short)
+        axes[place].set_title(f"{title} by layer")
         axes[place].set_ylabel(HEADLINES[name].label + (" (%)" if HEADLINES[name].unit else ""), fontsize=8)
     for architecture in dict.fromkeys(row.architecture for row in rows):
         own = [row for row in rows if row.architecture == architecture and {*_SHOWN[:2]} <= row.metrics.keys()]
@@ -143,13 +143,17 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def _by_layer(axes: Axes, rows: Sequence[Row], name: str) -> None:
-    for architecture in dict.fromkeys(row.architecture for row in rows):
+    architectures = list(dict.fromkeys(row.architecture for row in rows))
+    for place, architecture in enumerate(architectures):
+        beside = 0.06 * (place - (len(architectures) - 1) / 2)  # intervals do not cover each other
         own = sorted((row for row in rows if row.architecture == architecture), key=lambda row: row.layer)
         found = [(row.layer, row.metrics) for row in own if name in row.metrics]
         values = [metrics[name] for _, metrics in found]
         below = [value - metrics.get(f"{name}_low", value) for value, (_, metrics) in zip(values, found, strict=True)]
         above = [metrics.get(f"{name}_high", value) - value for value, (_, metrics) in zip(values, found, strict=True)]
         errors = [[max(item, 0.0) for item in side] for side in (below, above)]
-        axes.errorbar([layer for layer, _ in found], values, yerr=errors, marker="o", capsize=3, label=architecture)
+        axes.errorbar(
+            [layer + beside for layer, _ in found], values, yerr=errors, marker="o", capsize=3, label=architecture
+        )
     axes.set_xticks(sorted({row.layer for row in rows}))
     axes.set_xlabel("layer")
