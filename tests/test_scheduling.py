@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.scheduling import FIRST, FOLDERS, group
+from tests.scheduling import FIRST, FOLDERS, MEMBERS, group
 from tests.workspace import ROOT
 
 SLOW = """
@@ -25,6 +25,10 @@ def test_every_group_is_there() -> None:
     for name in (*FOLDERS, *FIRST):
         assert (ROOT / name).exists()
         assert group(f"{name}test_x.py::test_y" if name.endswith("/") else f"{name}::test_y") == name
+    for name, folder in MEMBERS.items():
+        assert (ROOT / name).exists()
+        assert folder in FOLDERS
+        assert group(f"{name}::test_y") == folder
     assert group("tests/saes/test_topk.py::test_y[1]") == "tests/saes/test_topk.py"
 
 
