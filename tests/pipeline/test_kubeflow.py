@@ -59,10 +59,10 @@ def run_pipeline(
     return process
 
 
-def outputs(root: Path, pipeline: str = "train") -> dict[str, Path]:
-    """Task -> its output folder in the first run of a pipeline."""
-    run = sorted((root / "kfp").glob(f"plmsae-{pipeline}-*"))[0]
-    return {path.parent.name: path for path in run.rglob("output")}
+def outputs(root: Path, pipeline: str = "train", run: int = 0) -> dict[str, Path]:
+    """Task -> its output folder in a run of a pipeline, by default the first; -1 is the last."""
+    folder = sorted((root / "kfp").glob(f"plmsae-{pipeline}-*"))[run]
+    return {path.parent.name: path for path in folder.rglob("output")}
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -155,7 +155,7 @@ def test_evaluating_the_champion_gives_the_numbers_of_its_training_pipeline(
     process = run_pipeline(workspace, given, pipeline="evaluate", caching=True)
     # What the runs before this one have computed comes from the cache.
     assert set(started(process.stdout)) >= set(STAGES["evaluate"]) - {"ingest", "validate", "pull"}
-    found = outputs(workspace, "evaluate")
+    found = outputs(workspace, "evaluate", run=-1)
     for name in ("fidelity", "concepts", "baselines", "amortisation"):
         here, there = files(found[f"evaluate-{name}"]), files(finished.root / "outputs" / "evaluate" / name)
         assert {file for file in here if here[file] != there[file]} == {"manifest.json"}, name
