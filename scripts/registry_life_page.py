@@ -28,7 +28,7 @@ the verbs do is in [registry](how-to/registry.md) and [reevaluate](how-to/reeval
 
 Commit `{commit}`, registered as `{name}`. One line of the demo's `params.yaml` is changed: `plm: ./esm_small` is a copy
 of the bundled model, so that its weights can be replaced. Seconds are those of two
-cores that much other work shared; idle ones take four to six minutes for the first step.
+cores without other work.
 """
 NOISE = """The noise stands for weights that were damaged between evaluation and registration: the version carries the
 numbers of the clean SAE, so the gates let it pass. (Damage after registration is another thing: `pull` finds it by
