@@ -42,7 +42,7 @@ from plmsae.registry.webhook import check
 logger = logging.getLogger("plmsae")
 
 FINE, DRIFTED = "fine", "drifted"
-NOTIFIED_TAG = "reevaluation_notified"
+_NOTIFIED_TAG = "reevaluation_notified"
 # Kubeflow run that ended because the version has drifted, so that its end is told from a failure.
 _RUN_TAG = "reevaluation_drifted_run"
 _RUN_VARIABLE = "KFP_RUN_ID"
@@ -86,6 +86,12 @@ class Version:
     registered: Registered
     stages: Mapping[str, dict[str, Any]]
     records: Mapping[int, dict[str, Any]]
+
+    @property
+    def told(self) -> int:
+        """Number of the newest re-evaluation that a webhook was told of; 0 if there is none."""
+        number = self.registered.tags.get(_NOTIFIED_TAG, "")
+        return int(number) if number.isdecimal() else 0
 
     def last(self, evaluation: str) -> dict[str, Any] | None:
         """The newest record of an evaluation; None if it was not evaluated since it was registered."""
@@ -227,14 +233,13 @@ def write(
 def notified(name: str, version: int, number: int, root: Path | None = None) -> None:
     """Note that a webhook was told of a re-evaluation."""
     with connect(root) as client:
-        client.set_model_version_tag(name, str(version), NOTIFIED_TAG, str(number))
+        client.set_model_version_tag(name, str(version), _NOTIFIED_TAG, str(number))
 
 
 def announce(version: Version, root: Path | None = None) -> None:
     """Tell the webhook of the environment that a version has drifted, once for its newest re-evaluation."""
-    told = version.registered.tags.get(NOTIFIED_TAG, "")
     number = max(version.records, default=0)
-    if not (hook := notices.address()) or (told.isdecimal() and int(told) >= number):
+    if not (hook := notices.address()) or version.told >= number:
         return
     try:
         check(hook)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from plmsae.stages.reevaluation_params import REEVALUATE, REPEATS, ReevaluateParams
+from plmsae.stages.reevaluation_params import CODE, REEVALUATE, REPEATS, ReevaluateParams
 from plmsae.stages.spec import Resources, Stage, StageContext, StageResult, Value
 
 STAGE = Stage(
@@ -19,18 +19,7 @@ STAGE = Stage(
     pipeline="registered",
     kind="report",
     run="plmsae.stages.changes:run",
-    code=(
-        "activations",
-        "artifacts",
-        "evaluation",
-        "figures.py",
-        "plms",
-        "registry",
-        "saes",
-        "stages/reevaluation.py",
-        "stages/reevaluation_inputs.py",
-        "stages/reevaluation_plan.py",
-    ),
+    code=CODE,
     knobs=("model", "source"),
     values=(
         Value("uri", str, "The version, as models:/NAME/VERSION."),

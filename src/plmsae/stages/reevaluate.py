@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from plmsae.stages.reevaluation_params import REPEATS, ReevaluateParams
+from plmsae.stages.reevaluation_params import CODE, REPEATS, ReevaluateParams
 from plmsae.stages.spec import Resources, Stage, StageContext, StageResult, Value
 
 STAGE = Stage(
@@ -18,18 +18,7 @@ STAGE = Stage(
     pipeline="registered",
     kind="report",
     run="plmsae.stages.reevaluate:run",
-    code=(
-        "activations",
-        "artifacts",
-        "evaluation",
-        "figures.py",
-        "plms",
-        "registry",
-        "saes",
-        "stages/reevaluation.py",
-        "stages/reevaluation_inputs.py",
-        "stages/reevaluation_plan.py",
-    ),
+    code=CODE,
     knobs=("model", "source"),
     values=(Value("verdict", str, "`fine` or `drifted`, of all that was compared since the version was registered."),),
     report="report.html",

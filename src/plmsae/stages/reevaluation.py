@@ -151,7 +151,7 @@ def reevaluate(
         DataError: Damaged data, or a record that somebody edited.
         TryAgainError: The registry or another server cannot be reached, or another process re-evaluates here.
     """
-    from plmsae.registry.reevaluation import NOTIFIED_TAG, drifts, verdict, write
+    from plmsae.registry.reevaluation import drifts, verdict, write
 
     state = (state or root / STATE).resolve()
     with alone(state / "locks" / f"{REEVALUATE}.lock", "re-evaluating"):
@@ -169,7 +169,6 @@ def reevaluate(
             history[record["number"]] = record
             shutil.rmtree(work)
     drift = drifts(history.values())
-    told = version.registered.tags.get(NOTIFIED_TAG, "")
     return Reevaluation(
         name=version.registered.name,
         version=version.registered.version,
@@ -178,7 +177,7 @@ def reevaluate(
         causes=causes,
         unchanged=tuple(name for name in settings.evaluations if name not in causes),
         drift=tuple(drift),
-        told=int(told) if told.isdecimal() else 0,
+        told=version.told,
     )
 
 

@@ -14,6 +14,19 @@ NEWEST, RECORDED = "newest", "recorded"
 BEFORE = ("ingest", "validate", "extract_activations")
 REPEATED = ("fidelity", "concepts", "baselines", "amortisation", "probes", "patterns", "clustering", "absorption")
 REPEATS = (*BEFORE, *(f"evaluate@{name}" for name in REPEATED))
+# What the numbers of `changes` and of `reevaluate` depend on.
+CODE = (
+    "activations",
+    "artifacts",
+    "evaluation",
+    "figures.py",
+    "plms",
+    "registry",
+    "saes",
+    "stages/reevaluation.py",
+    "stages/reevaluation_inputs.py",
+    "stages/reevaluation_plan.py",
+)
 Tolerance = Annotated[float, Field(ge=0)]
 Tolerances = dict[str, dict[str, Tolerance]]
 
