@@ -10,7 +10,7 @@ from kfp import dsl, kubernetes
 from components.image import GPU_IMAGE, IMAGE, ON_GPU, PLACEMENT, RANKS, STATE_CLAIM
 from plmsae.cluster.launch import NAMESPACE_VARIABLE, TRAIN_JOB_VARIABLE
 from plmsae.cluster.placement import SECTION, Placement
-from plmsae.cluster.ranks import on_gpu, ranks
+from plmsae.cluster.ranks import num_gpus, on_gpu, ranks
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.cluster.tasks import REGISTRY, RETRIES, SECRETS, SETTINGS, SETTINGS_MAP, USER, WEBHOOK_SECRET
 from plmsae.cluster.train_job import TrainJobSettings
@@ -45,11 +45,10 @@ def configure(task: dsl.PipelineTask, stage_id: str) -> dsl.PipelineTask:
     task.set_memory_request(f"{need.memory_gib * share}Gi").set_memory_limit(f"{need.memory_gib * share}Gi")
     if num_nodes > 1:
         _launching(task, stage, num_nodes, num_processes)
-    elif need.gpu:
-        _placed(task, need.gpu * share)
-    elif stage.section in _ON_GPU:
+    elif gpus := num_gpus(stage, _ON_GPU):
+        # The component of a stage that takes a GPU by its parameter was made for the other image.
         task.set_container_image(GPU_IMAGE)
-        _placed(task, 1)
+        _placed(task, gpus * share)
     if STATE_CLAIM and stage.resumable:
         kubernetes.mount_pvc(task, pvc_name=STATE_CLAIM, mount_path=STATE_FOLDER)
         task.set_env_variable(STATE_VARIABLE, STATE_FOLDER)

@@ -20,7 +20,7 @@ from plmsae.cluster.argo_graph import Graph, graph
 from plmsae.cluster.argo_tasks import EXIT, PARAMS_FILE, exit_template, task, template
 from plmsae.cluster.compile import check_image
 from plmsae.cluster.placement import Placement
-from plmsae.cluster.ranks import on_gpu, ranks
+from plmsae.cluster.ranks import num_gpus, on_gpu, ranks
 from plmsae.cluster.sections import pipeline_arguments
 from plmsae.cluster.tasks import USER
 from plmsae.errors import UserError
@@ -69,8 +69,8 @@ def argo_manifests(
     for reference in (image, gpu_image or image):
         check_image(reference, allow_tag=allow_tag)
     sizes = ranks(file)
-    on_request = on_gpu(file)
-    gpus = {key: stage.resources.gpu or int(stage.section in on_request) for key, stage in chosen.stages.items()}
+    asked = on_gpu(file)
+    gpus = {key: num_gpus(stage, asked) for key, stage in chosen.stages.items()}
     name = f"plmsae-{pipeline}"
     text = params_text(file)
     params = f"{name}-params-{sha256_bytes(text.encode())[:8]}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from plmsae.params import ParamsFile
 from plmsae.stages.catalog import section_values, stages
+from plmsae.stages.spec import Stage
 
 TRAINING = "train_sae"
 
@@ -38,3 +41,13 @@ def on_gpu(file: ParamsFile) -> list[str]:
         and stage.section in file.data
         and section_values(file, stage)["device"] == "cuda"
     ]
+
+
+def num_gpus(stage: Stage, asked: Collection[str]) -> int:
+    """GPUs of one process of a stage.
+
+    Args:
+        stage: The stage.
+        asked: Sections of the stages that take one by their parameter, from `on_gpu`.
+    """
+    return stage.resources.gpu or int(stage.section in asked)
